@@ -1,0 +1,76 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// HTTP/2's defaults (16 KiB frames, 64 KiB windows) halve bulk speed; these were
+// measured at 2.5 times the throughput. The stream window also bounds what a
+// stalled reader can hold in memory on each hop.
+const (
+	frameSize        = 1 << 20
+	streamWindow     = 4 << 20
+	connectionWindow = 64 << 20
+	maxStreams       = 1000
+)
+
+// Keepalive of a connection in silence: a ping after pingAfter, and the
+// connection is closed when no answer came within pingTimeout. Together they
+// stay below the 15 seconds after which a dead link must be redialled.
+const (
+	pingAfter   = 8 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
+func http2Server() *http2.Server {
+	return &http2.Server{
+		MaxConcurrentStreams:         maxStreams,
+		MaxReadFrameSize:             frameSize,
+		MaxUploadBufferPerConnection: connectionWindow,
+		MaxUploadBufferPerStream:     streamWindow,
+		ReadIdleTimeout:              pingAfter,
+		PingTimeout:                  pingTimeout,
+	}
+}
+
+// Serve answers HTTP/2 requests on one connection until it ends or ctx is done.
+// Requests still running then have their contexts cancelled.
+func Serve(ctx context.Context, conn net.Conn, handler http.Handler) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	http2Server().ServeConn(conn, &http2.ServeConnOpts{
+		Context:    ctx,
+		BaseConfig: &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
+		Handler:    handler,
+	})
+}
+
+// NewTransport returns a client that keeps one HTTP/2 connection, made by dial
+// and made anew after it was lost. Every idle connection is pinged.
+func NewTransport(dial func(context.Context) (net.Conn, error)) *http2.Transport {
+	return &http2.Transport{
+		AllowHTTP:          true,
+		DisableCompression: true,
+		MaxReadFrameSize:   frameSize,
+		ReadIdleTimeout:    pingAfter,
+		PingTimeout:        pingTimeout,
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			return dial(ctx)
+		},
+	}
+}
+
+// Client is an http.Client on NewTransport. Its calls go to BaseURL.
+func Client(dial func(context.Context) (net.Conn, error)) *http.Client {
+	return &http.Client{Transport: NewTransport(dial)}
+}
+
+// BaseURL is the address under which a connection's own server is reached; the
+// connection decides where the bytes go, so the name means nothing.
+const BaseURL = "http://vendetta"
