@@ -751,11 +751,13 @@ func (x *Login) GetPassword() string {
 }
 
 type ProbeNodeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       *NodeAddress           `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Login         *Login                 `protobuf:"bytes,2,opt,name=login,proto3" json:"login,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address *NodeAddress           `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Login   *Login                 `protobuf:"bytes,2,opt,name=login,proto3" json:"login,omitempty"`
+	// Fingerprints the caller accepted already, so that a jump host can be passed.
+	AcceptedFingerprints []string `protobuf:"bytes,3,rep,name=accepted_fingerprints,json=acceptedFingerprints,proto3" json:"accepted_fingerprints,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ProbeNodeRequest) Reset() {
@@ -798,6 +800,13 @@ func (x *ProbeNodeRequest) GetAddress() *NodeAddress {
 func (x *ProbeNodeRequest) GetLogin() *Login {
 	if x != nil {
 		return x.Login
+	}
+	return nil
+}
+
+func (x *ProbeNodeRequest) GetAcceptedFingerprints() []string {
+	if x != nil {
+		return x.AcceptedFingerprints
 	}
 	return nil
 }
@@ -1610,10 +1619,11 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"identities\x18\x02 \x03(\tR\n" +
 	"identities\x12\x1a\n" +
-	"\bpassword\x18\x03 \x01(\tR\bpassword\"p\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\"\xa5\x01\n" +
 	"\x10ProbeNodeRequest\x122\n" +
 	"\aaddress\x18\x01 \x01(\v2\x18.vendetta.v1.NodeAddressR\aaddress\x12(\n" +
-	"\x05login\x18\x02 \x01(\v2\x12.vendetta.v1.LoginR\x05login\"F\n" +
+	"\x05login\x18\x02 \x01(\v2\x12.vendetta.v1.LoginR\x05login\x123\n" +
+	"\x15accepted_fingerprints\x18\x03 \x03(\tR\x14acceptedFingerprints\"F\n" +
 	"\x11ProbeNodeResponse\x121\n" +
 	"\thost_keys\x18\x01 \x03(\v2\x14.vendetta.v1.HostKeyR\bhostKeys\"\xdc\x02\n" +
 	"\x0eAddNodeRequest\x12\x12\n" +
