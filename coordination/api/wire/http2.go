@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -12,12 +13,16 @@ import (
 
 // HTTP/2's defaults (16 KiB frames, 64 KiB windows) halve bulk speed; these were
 // measured at 2.5 times the throughput. The stream window also bounds what a
-// stalled reader can hold in memory on each hop.
+// stalled reader can hold in memory on each hop; the connection's window is the
+// sum of many, so that a few stalled streams do not hold up the others.
 const (
 	frameSize        = 1 << 20
 	streamWindow     = 4 << 20
-	connectionWindow = 64 << 20
+	connectionWindow = 256 << 20
 	maxStreams       = 1000
+	// headerBytes bounds the headers of a request and of an answer; who sends
+	// them may be a guest.
+	headerBytes = 64 << 10
 )
 
 // Keepalive of a connection in silence: a ping after pingAfter, and the
@@ -40,15 +45,53 @@ func http2Server() *http2.Server {
 }
 
 // Serve answers HTTP/2 requests on one connection until it ends or ctx is done.
-// Requests still running then have their contexts cancelled.
+// Requests still running then have their contexts cancelled, and Serve returns
+// when the last of them has returned. It closes conn.
 func Serve(ctx context.Context, conn net.Conn, handler http.Handler) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
+	running := &gate{next: handler}
+	defer running.wait()
+	handler = running
 	http2Server().ServeConn(conn, &http2.ServeConnOpts{
 		Context:    ctx,
-		BaseConfig: &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second},
+		BaseConfig: &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: headerBytes},
 		Handler:    handler,
 	})
+}
+
+// gate counts the requests that run, so that the connection's owner can wait
+// for them. A request that comes when the connection has ended is not begun.
+type gate struct {
+	next http.Handler
+
+	mu      sync.Mutex
+	ended   bool
+	running sync.WaitGroup
+}
+
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.ended {
+		g.running.Add(1)
+	}
+	return !g.ended
+}
+
+func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !g.enter() {
+		return
+	}
+	defer g.running.Done()
+	g.next.ServeHTTP(w, r)
+}
+
+func (g *gate) wait() {
+	g.mu.Lock()
+	g.ended = true
+	g.mu.Unlock()
+	g.running.Wait()
 }
 
 // NewTransport returns a client that keeps one HTTP/2 connection, made by dial
@@ -57,6 +100,7 @@ func NewTransport(dial func(context.Context) (net.Conn, error)) *http2.Transport
 	return &http2.Transport{
 		AllowHTTP:          true,
 		DisableCompression: true,
+		MaxHeaderListSize:  headerBytes,
 		MaxReadFrameSize:   frameSize,
 		ReadIdleTimeout:    pingAfter,
 		PingTimeout:        pingTimeout,
