@@ -14,6 +14,12 @@ var (
 	ErrNotFound = errors.New("no such record")
 	// ErrExists: a record with this id, name or idempotency key is there already.
 	ErrExists = errors.New("record exists")
+	// ErrReadOnly: a write through the Tx of a View.
+	ErrReadOnly = errors.New("write in a view")
+	// ErrTxEnded: a Tx was used after its function had returned.
+	ErrTxEnded = errors.New("transaction has ended")
+	// ErrClosed: the store was closed.
+	ErrClosed = errors.New("store is closed")
 )
 
 // Store keeps the server's records.
@@ -25,17 +31,24 @@ var (
 // one goroutine.
 type Store interface {
 	// Update runs fn and commits when it returns nil. fn's error comes back as
-	// it is and nothing was changed. fn may be called on another goroutine, must
-	// not block on anything but the Tx, and must not call the Store.
+	// it is and nothing was changed; so it is when fn panics, and the panic goes
+	// on in the caller. fn is called once at most, may be called on another
+	// goroutine, must not block on anything but the Tx, and must not call the
+	// Store. ctx ends the wait for fn's turn, never what has begun.
 	Update(ctx context.Context, fn func(Tx) error) error
-	// View runs fn on a consistent state; writes through its Tx are errors.
+	// View runs fn on a consistent state; writes through its Tx are ErrReadOnly.
+	// fn must not call the Store.
 	View(ctx context.Context, fn func(Tx) error) error
-	// Close waits for what runs, then releases the store. Later calls fail.
+	// Close waits for what runs, then releases the store. Later calls fail with
+	// ErrClosed; closing again is success.
 	Close() error
 }
 
 // Tx is the access inside one transaction. Records that are returned belong to
 // the caller: changing one changes nothing in the store until it is put back.
+// Times come back in UTC and to the nanosecond, empty maps and lists as nil.
+// A limit of 0 or less is no limit. An error of a write leaves the transaction
+// as it was before that write.
 type Tx interface {
 	// Meta returns a value of the server's own, ErrNotFound when it was not set.
 	Meta(key string) (string, error)
@@ -43,7 +56,8 @@ type Tx interface {
 
 	// CreateNode fails with ErrExists when id or name is taken.
 	CreateNode(Node) error
-	// UpdateNode fails with ErrNotFound.
+	// UpdateNode fails with ErrNotFound, and with ErrExists when another node has
+	// the name. So do its siblings below.
 	UpdateNode(Node) error
 	Node(id string) (Node, error)
 	NodeByName(name string) (Node, error)
@@ -65,13 +79,15 @@ type Tx interface {
 	CreateOperation(Operation) error
 	UpdateOperation(Operation) error
 	Operation(id string) (Operation, error)
+	// OperationByKey of an empty key is ErrNotFound.
 	OperationByKey(principal, key string) (Operation, error)
-	// Operations, newest first; workspace id "" means all.
+	// Operations, the last created first; workspace id "" means all.
 	Operations(workspace string, limit int) ([]Operation, error)
-	// PendingOperations, oldest first.
+	// PendingOperations, the first created first.
 	PendingOperations() ([]Operation, error)
 
 	// AppendAudit gives the entry the next sequence number, from 1 without gaps.
+	// The entry's own number is not looked at.
 	AppendAudit(Audit) (int64, error)
 	// AuditAfter returns entries with a greater number, in order; workspace "" means all.
 	AuditAfter(seq int64, workspace string, limit int) ([]Audit, error)
