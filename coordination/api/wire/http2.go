@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -33,31 +34,79 @@ const (
 	pingTimeout = 5 * time.Second
 )
 
-func http2Server() *http2.Server {
-	return &http2.Server{
-		MaxConcurrentStreams:         maxStreams,
-		MaxReadFrameSize:             frameSize,
-		MaxUploadBufferPerConnection: connectionWindow,
-		MaxUploadBufferPerStream:     streamWindow,
-		ReadIdleTimeout:              pingAfter,
-		PingTimeout:                  pingTimeout,
+// settings of both ends of a connection.
+func settings() *http.HTTP2Config {
+	return &http.HTTP2Config{
+		MaxConcurrentStreams:          maxStreams,
+		MaxReadFrameSize:              frameSize,
+		MaxReceiveBufferPerConnection: connectionWindow,
+		MaxReceiveBufferPerStream:     streamWindow,
+		SendPingTimeout:               pingAfter,
+		PingTimeout:                   pingTimeout,
 	}
 }
 
-// Serve answers HTTP/2 requests on one connection until it ends or ctx is done.
+// Serve answers requests on one connection until it ends or ctx is done.
 // Requests still running then have their contexts cancelled, and Serve returns
-// when the last of them has returned. It closes conn.
+// when the last of them has returned. It closes conn. Besides HTTP/2 it takes
+// HTTP/1.1, which serves a person with curl.
 func Serve(ctx context.Context, conn net.Conn, handler http.Handler) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
 	running := &gate{next: handler}
 	defer running.wait()
-	handler = running
-	http2Server().ServeConn(conn, &http2.ServeConnOpts{
-		Context:    ctx,
-		BaseConfig: &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: headerBytes},
-		Handler:    handler,
-	})
+	defer cancel()
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler:           running,
+		Protocols:         protocols,
+		HTTP2:             settings(),
+		MaxHeaderBytes:    headerBytes,
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug),
+	}
+	one := &oneConn{conn: conn, closed: make(chan struct{})}
+	_ = server.Serve(one)
+}
+
+// oneConn is a listener that has a single connection to give and ends with it.
+type oneConn struct {
+	conn   net.Conn
+	given  bool
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if !l.given {
+		l.given = true
+		return &watchedConn{Conn: l.conn, listener: l}, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
+
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+// watchedConn tells its listener that it was closed.
+type watchedConn struct {
+	net.Conn
+	listener *oneConn
+}
+
+func (c *watchedConn) Close() error {
+	err := c.Conn.Close()
+	_ = c.listener.Close()
+	return err
 }
 
 // gate counts the requests that run, so that the connection's owner can wait
@@ -108,6 +157,22 @@ func NewTransport(dial func(context.Context) (net.Conn, error)) *http2.Transport
 			return dial(ctx)
 		},
 	}
+}
+
+// NewConn makes conn an HTTP/2 client connection that its caller keeps: requests
+// go out on it whatever their URL, its state hook tells when it was lost, and
+// Close ends it and the requests that run.
+func NewConn(ctx context.Context, conn net.Conn) (*http.ClientConn, error) {
+	protocols := new(http.Protocols)
+	protocols.SetUnencryptedHTTP2(true)
+	transport := &http.Transport{
+		Protocols:              protocols,
+		HTTP2:                  settings(),
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: headerBytes,
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+	}
+	return transport.NewClientConn(ctx, "http", "vendetta:80")
 }
 
 // Client is an http.Client on NewTransport. Its calls go to BaseURL.
