@@ -86,13 +86,8 @@ func (s *session) each(query string, scan func(scanner) error, args ...any) (err
 	return rows.Err()
 }
 
-func (s *session) close() error {
-	var errs []error
-	for _, stmt := range s.stmts {
-		errs = append(errs, stmt.Close())
-	}
-	return errors.Join(append(errs, s.conn.Close())...)
-}
+// close gives the connection back; database/sql closes its statements with it.
+func (s *session) close() error { return s.conn.Close() }
 
 // idleReaders is how many connections are kept for reading; more are opened when
 // more read at once, so that no View ever waits for another.
@@ -107,7 +102,7 @@ type readerPool struct {
 }
 
 func newReaderPool(ctx context.Context, db *sql.DB) *readerPool {
-	db.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(0) // idle ones are kept here, with their statements
 	return &readerPool{ctx: ctx, db: db}
 }
 
