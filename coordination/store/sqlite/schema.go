@@ -105,7 +105,14 @@ func prepare(s *session, path string) error {
 			Next:    "put the state directory on a local disk (--state-dir)",
 		}
 	}
-	for _, pragma := range []string{`PRAGMA synchronous = FULL`, `PRAGMA foreign_keys = ON`} {
+	for _, pragma := range []string{
+		`PRAGMA synchronous = FULL`,
+		`PRAGMA foreign_keys = ON`,
+		// Who commits when the WAL is this many pages long (32 MB) folds it into the
+		// file for all. Measured with 64 writers: at SQLite's own 1000 that is more
+		// than one commit in a hundred.
+		`PRAGMA wal_autocheckpoint = 8000`,
+	} {
 		if err := s.exec(pragma); err != nil {
 			return fmt.Errorf("open store %s: %w", path, err)
 		}
