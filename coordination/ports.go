@@ -2,6 +2,7 @@ package coordination
 
 import (
 	"context"
+	"errors"
 	"net"
 
 	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
@@ -17,9 +18,14 @@ type Target struct {
 	HostKeys []string
 }
 
+// ErrNoAgent says that a node was reached and no node agent listens there, so
+// that starting it may help.
+var ErrNoAgent = errors.New("no node agent is listening")
+
 // Dialer reaches node agents.
 type Dialer interface {
-	// Dial returns a new stream to the node agent. Errors are *api.Error.
+	// Dial returns a new stream to the node agent. Errors are *api.Error; one
+	// whose cause is ErrNoAgent, by errors.Is, makes the server start the agent.
 	Dial(ctx context.Context, target Target) (net.Conn, error)
 	// Forget closes what is kept for a node.
 	Forget(nodeID string)
