@@ -1,0 +1,212 @@
+//go:build linux
+
+package native
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vendetta-dev/vendetta/providers"
+)
+
+const patience = 30 * time.Second
+
+// TestMain lets this binary be what a provider needs two programs for: the init
+// stage and a guest. The guest here runs shell scripts, one a line.
+func TestMain(m *testing.M) {
+	switch {
+	case IsInit():
+		os.Exit(Init())
+	case len(os.Args) > 1 && os.Args[1] == "--link":
+		os.Exit(standIn(os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+// standIn serves scripts on the link until SIGTERM.
+func standIn(socket string) int {
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	if os.Getenv("STAND_IN_DEAF") != "" {
+		signal.Ignore(syscall.SIGTERM)
+	}
+	go func() {
+		for {
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				time.Sleep(5 * time.Millisecond) // a guest's redial, no test's wait
+				continue
+			}
+			serve(conn)
+		}
+	}()
+	<-end
+	return 0
+}
+
+func serve(conn net.Conn) {
+	defer conn.Close()
+	lines := bufio.NewReader(conn)
+	for {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			return
+		}
+		if line == "ignore-term\n" {
+			signal.Ignore(syscall.SIGTERM)
+			fmt.Fprintf(conn, "0 0\n")
+			continue
+		}
+		cmd := exec.Command("sh", "-c", line)
+		out, _ := cmd.CombinedOutput()
+		fmt.Fprintf(conn, "%d %d\n%s", cmd.ProcessState.ExitCode(), len(out), out)
+	}
+}
+
+// rig is a provider on a folder of its own.
+type rig struct {
+	*Provider
+	t     *testing.T
+	dir   string
+	conns map[string]net.Conn
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, dir: dir}
+	r.renew()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		all, err := r.List(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, i := range all {
+			if err := r.Destroy(ctx, i.Workspace, true); err != nil {
+				t.Errorf("clean up: %v", err)
+			}
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := emptyTrash(ctx, filepath.Join(dir, "trash")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// renew makes a provider as a restarted agent would.
+func (r *rig) renew() {
+	r.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if r.Provider != nil {
+		if err := r.Close(); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	r.conns = map[string]net.Conn{}
+	r.Provider = New(Options{
+		ServerID: "s1", StateDir: r.dir, GuestProgram: self, InitCommand: []string{self, "native-init"},
+		Logger: slog.New(slog.NewTextHandler(r.t.Output(), nil)),
+	})
+}
+
+func (r *rig) up(spec providers.Spec) {
+	r.t.Helper()
+	if spec.Name == "" {
+		spec.Name = "box-" + spec.Workspace
+	}
+	if _, err := r.Create(r.t.Context(), spec); err != nil {
+		r.t.Fatalf("%v: %v", err, errors.Unwrap(err))
+	}
+	if err := r.Start(r.t.Context(), spec.Workspace); err != nil {
+		log, _ := os.ReadFile(filepath.Join(r.instanceDir(spec.Workspace), "guest.log"))
+		r.t.Fatalf("%v\n%s", err, log)
+	}
+}
+
+// sh runs a script inside and returns its output and exit code.
+func (r *rig) sh(ws, script string) (string, int) {
+	r.t.Helper()
+	conn := r.conns[ws]
+	if conn == nil {
+		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+		defer cancel()
+		var err error
+		if conn, err = r.Connect(ctx, ws); err != nil {
+			log, _ := os.ReadFile(filepath.Join(r.instanceDir(ws), "guest.log"))
+			r.t.Fatalf("%v\n%s", err, log)
+		}
+		r.conns[ws] = conn
+		r.t.Cleanup(func() { _ = conn.Close() })
+	}
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := fmt.Fprintln(conn, strings.ReplaceAll(script, "\n", ";")); err != nil {
+		r.t.Fatal(err)
+	}
+	var code, size int
+	if _, err := fmt.Fscanf(conn, "%d %d\n", &code, &size); err != nil {
+		r.t.Fatalf("%s: %v", script, err)
+	}
+	out := make([]byte, size)
+	if _, err := io.ReadFull(conn, out); err != nil {
+		r.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out)), code
+}
+
+// want runs a script that must succeed with just this output.
+func (r *rig) want(ws, script, out string) {
+	r.t.Helper()
+	if got, code := r.sh(ws, script); code != 0 || got != out {
+		r.t.Errorf("%s: %q, exit %d; want %q", script, got, code, out)
+	}
+}
+
+// refused runs a script that must fail.
+func (r *rig) refused(ws, script string) {
+	r.t.Helper()
+	if got, code := r.sh(ws, script); code == 0 {
+		r.t.Errorf("%s succeeded: %q", script, got)
+	}
+}
+
+func (r *rig) state(ws string) providers.State {
+	r.t.Helper()
+	i, err := r.Inspect(r.t.Context(), ws)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return i.State
+}
+
+var _ = unix.SIGTERM
