@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"github.com/sourcegraph/conc"
 
@@ -15,8 +16,9 @@ import (
 // transport runs on a node to cross an sshd that forbids forwarding. Once
 // connected it writes transport.Ready, then the socket's bytes and nothing else.
 // The end of in closes the socket's sending side. Pipe returns when the agent
-// has ended the stream or ctx is done; it does not wait for in, whose reader may
-// be blocked for ever. Without an agent it writes nothing and returns ErrNoAgent.
+// has ended the stream or ctx is done. A read of in that takes no deadline (a
+// blocking stdin) is then left behind: the program is about to exit. Without an
+// agent Pipe writes nothing and returns ErrNoAgent.
 func Pipe(ctx context.Context, socket string, in io.Reader, out io.Writer) error {
 	conn, err := dial(ctx, socket)
 	if err != nil {
@@ -32,9 +34,7 @@ func Pipe(ctx context.Context, socket string, in io.Reader, out io.Writer) error
 	inward.Go(func() { feed(conn, in) })
 	_, err = io.Copy(out, conn)
 	_ = conn.Close()
-	if closer, ok := in.(io.Closer); ok {
-		// A pipe's or socket's pending read ends when it is closed.
-		_ = closer.Close()
+	if d, ok := in.(interface{ SetReadDeadline(time.Time) error }); ok && d.SetReadDeadline(time.Unix(1, 0)) == nil {
 		inward.Wait()
 	}
 	if ctx.Err() != nil {

@@ -1,0 +1,298 @@
+package ssh
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+
+	gossh "golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
+
+	"github.com/vendetta-dev/vendetta/transport"
+)
+
+// maxKnownHostsBytes bounds a known_hosts file.
+const maxKnownHostsBytes = 16 << 20
+
+// keyAlgorithms are the host key algorithms by type of key, in the order in
+// which they are asked for when nothing is known of a host: OpenSSH's own, so
+// that the key shown is the one that ssh and ssh-keyscan show first.
+var keyAlgorithms = []struct {
+	keyType    string
+	algorithms []string
+	certs      []string
+}{
+	{gossh.KeyAlgoED25519, []string{gossh.KeyAlgoED25519}, []string{gossh.CertAlgoED25519v01}},
+	{gossh.KeyAlgoECDSA256, []string{gossh.KeyAlgoECDSA256}, []string{gossh.CertAlgoECDSA256v01}},
+	{gossh.KeyAlgoECDSA384, []string{gossh.KeyAlgoECDSA384}, []string{gossh.CertAlgoECDSA384v01}},
+	{gossh.KeyAlgoECDSA521, []string{gossh.KeyAlgoECDSA521}, []string{gossh.CertAlgoECDSA521v01}},
+	{gossh.KeyAlgoRSA, []string{gossh.KeyAlgoRSASHA512, gossh.KeyAlgoRSASHA256}, []string{gossh.CertAlgoRSASHA512v01, gossh.CertAlgoRSASHA256v01}},
+}
+
+// knownKeys judges host keys by known_hosts files and accepted fingerprints.
+type knownKeys struct {
+	check    gossh.HostKeyCallback
+	accepted map[string]bool
+	// authorities says whether any line is a @cert-authority.
+	authorities bool
+	name        string
+	address     string
+}
+
+// knownKeys reads the files anew: they change while a server runs.
+func (o Options) knownKeys() (*knownKeys, error) {
+	k := &knownKeys{accepted: map[string]bool{}, name: o.Name, address: o.address()}
+	for _, fingerprint := range o.HostKeys {
+		k.accepted[fingerprint] = true
+	}
+	var files []string
+	var clean cleaner
+	defer clean.remove()
+	for _, file := range o.KnownHosts {
+		data, err := readBounded(file, maxKnownHostsBytes)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read known hosts: %w", err)
+		}
+		k.authorities = k.authorities || bytes.Contains(data, []byte("@cert-authority"))
+		usable, err := clean.usable(file, data)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, usable)
+	}
+	check, err := knownhosts.New(files...)
+	if err != nil {
+		return nil, fmt.Errorf("read known hosts: %w", err)
+	}
+	k.check = clean.named(check)
+	return k, nil
+}
+
+// cleaner makes readable copies of known_hosts files with lines that x/crypto
+// cannot read (it then refuses the whole file; OpenSSH passes over such lines).
+type cleaner struct {
+	// originals by the name of their copy.
+	originals map[string]string
+}
+
+func (c *cleaner) usable(file string, data []byte) (string, error) {
+	if _, err := knownhosts.New(file); err == nil {
+		return file, nil
+	}
+	lines := bytes.Split(data, []byte("\n"))
+	for i, line := range lines {
+		if !readable(line) {
+			lines[i] = nil
+		}
+	}
+	f, err := os.CreateTemp("", "known_hosts")
+	if err != nil {
+		return "", fmt.Errorf("read known hosts %s: %w", file, err)
+	}
+	if c.originals == nil {
+		c.originals = map[string]string{}
+	}
+	c.originals[f.Name()] = file
+	_, err = f.Write(bytes.Join(lines, []byte("\n")))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "", fmt.Errorf("read known hosts %s: %w", file, err)
+	}
+	return f.Name(), nil
+}
+
+// readable says whether x/crypto takes the line.
+func readable(line []byte) bool {
+	line = bytes.Trim(line, " \t\r")
+	if len(line) == 0 || line[0] == '#' {
+		return true
+	}
+	marker, hosts, _, _, _, err := gossh.ParseKnownHosts(line)
+	if err != nil || len(line) > 32<<10 {
+		return false
+	}
+	fields := bytes.Fields(line)
+	if marker != "" {
+		fields = fields[1:]
+	}
+	return !slices.ContainsFunc(hosts, func(h string) bool {
+		// Hashes other than SHA-1, names cut short, and what is no pattern.
+		_, _, err := net.SplitHostPort(h)
+		switch {
+		case strings.HasPrefix(h, "|"):
+			return len(hosts) > 1 || !strings.HasPrefix(h, "|1|") || !hashedName(h)
+		case strings.HasPrefix(strings.TrimPrefix(h, "!"), "["):
+			_, _, err = net.SplitHostPort(strings.TrimPrefix(h, "!"))
+			return err != nil
+		}
+		return h == "!" || strings.HasPrefix(h, "@")
+	}) && len(fields) >= 3
+}
+
+func (c *cleaner) remove() {
+	for name := range c.originals {
+		_ = os.Remove(name)
+	}
+}
+
+// named gives the files in check's errors their real names.
+func (c *cleaner) named(check gossh.HostKeyCallback) gossh.HostKeyCallback {
+	originals := c.originals
+	return func(host string, remote net.Addr, key gossh.PublicKey) error {
+		err := check(host, remote, key)
+		var unknown *knownhosts.KeyError
+		if errors.As(err, &unknown) {
+			for i, want := range unknown.Want {
+				if name, ok := originals[want.Filename]; ok {
+					unknown.Want[i].Filename = name
+				}
+			}
+		}
+		var revoked *knownhosts.RevokedError
+		if errors.As(err, &revoked) {
+			if name, ok := originals[revoked.Revoked.Filename]; ok {
+				revoked.Revoked.Filename = name
+			}
+		}
+		return err
+	}
+}
+
+// nowhere is the remote address for known_hosts checks, which go by name alone.
+type nowhere struct{}
+
+func (nowhere) Network() string { return "tcp" }
+func (nowhere) String() string  { return "0.0.0.0:0" }
+
+// algorithms orders the host key algorithms: types that are known for the host
+// come first, so that a host with several keys shows the known one. Types in
+// without are left out.
+func (k *knownKeys) algorithms(h *hop, without map[string]bool) []string {
+	known := map[string]bool{}
+	var ke *knownhosts.KeyError
+	if errors.As(k.check(h.keyName, nowhere{}, unknownKey()), &ke) {
+		for _, want := range ke.Want {
+			known[want.Key.Type()] = true
+		}
+	}
+	var first, rest, certs []string
+	for _, a := range keyAlgorithms {
+		if k.authorities {
+			certs = append(certs, a.certs...)
+		}
+		switch {
+		case without[a.keyType]:
+		case known[a.keyType]:
+			first = append(first, a.algorithms...)
+		default:
+			rest = append(rest, a.algorithms...)
+		}
+	}
+	return slices.Concat(certs, first, rest)
+}
+
+// unknownKey is a key that no file can hold: the check's answer lists what the
+// files do hold.
+func unknownKey() gossh.PublicKey {
+	key, err := gossh.NewPublicKey(ed25519.PublicKey(make([]byte, ed25519.PublicKeySize)))
+	if err != nil {
+		panic(err) // a key of the right size is always taken
+	}
+	return key
+}
+
+// verify returns nil for a key that is known or accepted, else a
+// *transport.Error. A revoked key, and one that differs from a known one of its
+// type, is refused even when its fingerprint was accepted.
+func (k *knownKeys) verify(h *hop, key gossh.PublicKey) error {
+	fingerprint := gossh.FingerprintSHA256(key)
+	err := k.check(h.keyName, nowhere{}, key)
+	if err == nil {
+		return nil
+	}
+	var revoked *knownhosts.RevokedError
+	if errors.As(err, &revoked) {
+		return &transport.Error{
+			Kind:    transport.ErrHostKey,
+			Message: fmt.Sprintf("connect to %s: its host key %s is revoked by %s:%d", h, fingerprint, revoked.Revoked.Filename, revoked.Revoked.Line),
+			Next:    "do not log in to this host; ask who runs it for a new key",
+			Cause:   err,
+		}
+	}
+	var unknown *knownhosts.KeyError
+	if !errors.As(err, &unknown) {
+		return &transport.Error{
+			Kind:    transport.ErrHostKey,
+			Message: fmt.Sprintf("connect to %s: its host certificate is not accepted: %v", h, err),
+			Next:    "check the @cert-authority lines of the known_hosts files",
+			Cause:   err,
+		}
+	}
+	for _, want := range unknown.Want {
+		if want.Key.Type() == key.Type() {
+			return changed(h, key, want, err)
+		}
+	}
+	if k.accepted[fingerprint] {
+		return nil
+	}
+	return k.unknown(h, key, err)
+}
+
+// errChanged tells a changed key from an unknown one.
+var errChanged = errors.New("host key changed")
+
+func changed(h *hop, key gossh.PublicKey, want knownhosts.KnownKey, cause error) error {
+	return &transport.Error{
+		Kind: transport.ErrHostKey,
+		Message: fmt.Sprintf("connect to %s: its host key has changed: %s:%d has %s, the host shows %s (%s); it was reinstalled, or somebody else answers in its place",
+			h, want.Filename, want.Line, gossh.FingerprintSHA256(want.Key), gossh.FingerprintSHA256(key), key.Type()),
+		Next: fmt.Sprintf("verify the new fingerprint on the host itself; only then remove the old key: ssh-keygen -R '%s' -f '%s'",
+			knownhosts.Normalize(h.keyName), want.Filename),
+		Cause: errors.Join(errChanged, cause),
+	}
+}
+
+func (k *knownKeys) unknown(h *hop, key gossh.PublicKey, cause error) error {
+	fingerprint := gossh.FingerprintSHA256(key)
+	message := fmt.Sprintf("connect to %s: its host key %s (%s) is not known", h, fingerprint, key.Type())
+	if len(k.accepted) > 0 {
+		message = fmt.Sprintf("connect to %s: its host key %s (%s) is none of the accepted ones; it has changed since, or somebody else answers", h, fingerprint, key.Type())
+	}
+	return &transport.Error{
+		Kind:    transport.ErrHostKey,
+		Message: message,
+		Next: fmt.Sprintf("compare it with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on the host, then run: vendetta node add %s %s --host-key %s",
+			k.name, k.address, fingerprint),
+		Cause: cause,
+	}
+}
+
+// hashedName says whether a hashed host is whole: |1|salt|hash.
+func hashedName(h string) bool {
+	parts := strings.Split(h, "|")
+	if len(parts) != 4 {
+		return false
+	}
+	for _, p := range parts[2:] {
+		if _, err := base64.StdEncoding.DecodeString(p); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// mayHaveOther says whether a refused host is worth asking for a key of another
+// type: not when its key was revoked or differs from a known one.
+func (k *knownKeys) mayHaveOther(refusal error) bool {
+	return len(k.accepted) > 0 && isUnknown(refusal)
+}
