@@ -165,7 +165,8 @@ func lost(err error) bool {
 		return true
 	}
 	if connect.IsWireError(err) {
-		return api.CodeOf(err) == api.Unavailable || wireErr.Code() == connect.CodeCanceled
+		// The other side may notice the end of ctx first; ctx then says so too.
+		return api.CodeOf(err) == api.Unavailable || wireErr.Code() == connect.CodeCanceled || wireErr.Code() == connect.CodeDeadlineExceeded
 	}
 	// What the client made itself: of a status that stands for an answer, or of a
 	// stream that ended in the middle, for which it has several codes.

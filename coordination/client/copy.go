@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
@@ -162,6 +163,8 @@ func localError(doing, local string, err error) error {
 		code = api.NotFound
 	case errors.Is(err, fs.ErrPermission):
 		code = api.PermissionDenied
+	case errors.Is(err, syscall.ENOTDIR):
+		code = api.FailedPrecondition
 	}
 	return &api.Error{Code: code, Message: doing + " " + local + ": " + err.Error(), Cause: err}
 }

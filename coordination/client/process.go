@@ -105,8 +105,6 @@ func (g *Guest) askAfter(ctx context.Context, id string, cause error) error {
 		switch {
 		case err == nil:
 			return errStarted
-		case ctx.Err() != nil:
-			return ctx.Err()
 		case api.CodeOf(err) == api.NotFound:
 			return (&api.Error{
 				Code:    api.Unavailable,
@@ -115,17 +113,17 @@ func (g *Guest) askAfter(ctx context.Context, id string, cause error) error {
 			}).WithNext("run it again")
 		}
 		if patience.Err() != nil || retry.pause(patience) != nil {
-			return g.unknown(id, cause)
+			return g.unknown(id, cause, ctx.Err())
 		}
 	}
 }
 
-func (g *Guest) unknown(id string, cause error) error {
+func (g *Guest) unknown(id string, cause, ended error) error {
 	return (&api.Error{
 		Code: api.Unavailable,
 		Message: "start a command in " + g.workspace + ": unknown whether it was started: the link was lost and the workspace does not answer: " +
 			api.From(cause).Message,
-		Cause: cause,
+		Cause: errors.Join(cause, ended),
 	}).WithNext("when the workspace is reachable again, look for process %s before running it again: vendetta workspace ps %s", id, g.workspace)
 }
 
