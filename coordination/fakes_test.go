@@ -360,16 +360,20 @@ func inWorld(t *testing.T, hosts []string, fn func(ctx context.Context, w *world
 		for _, h := range hosts {
 			w.fleet.agents[h] = newFakeAgent()
 		}
+		defer func() { // also when fn gives up
+			w.halt()
+			for _, a := range maps.Clone(w.fleet.agents) {
+				if a != nil {
+					a.kill()
+				}
+			}
+			if err := w.store.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		w.start()
 		ctx := WithPrincipal(t.Context(), Principal{Name: "tester", Scope: vendettav1.Scope_SCOPE_ADMIN, Local: true})
 		fn(ctx, w)
-		w.halt()
-		for _, a := range maps.Clone(w.fleet.agents) {
-			a.kill()
-		}
-		if err := w.store.Close(); err != nil {
-			t.Error(err)
-		}
 	})
 }
 
