@@ -1,0 +1,72 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/docker/docker/client"
+
+	"github.com/vendetta-dev/vendetta/providers"
+)
+
+// explain turns what the engine's client said into an error of the contract.
+// doing is the operation and what it was done to.
+func (p *Provider) explain(doing string, err error) error {
+	var own *providers.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &own):
+		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return &providers.Error{Message: fmt.Sprintf("%s: %v", doing, contextWord(err)), Cause: err}
+	}
+	e := &providers.Error{Message: fmt.Sprintf("%s: %v", doing, err), Cause: err}
+	if reason, fix := p.unreachable(err); reason != "" {
+		e.Kind, e.Message, e.Next = providers.ErrUnusable, fmt.Sprintf("%s: %s", doing, reason), fix
+		return e
+	}
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "no space left on device"), strings.Contains(text, "disk quota exceeded"):
+		e.Kind = providers.ErrExhausted
+		e.Message = doing + ": the disk of the docker engine is full"
+		e.Next = "free space on the node: docker system df shows what uses it, docker image prune -a removes unused images"
+	case strings.Contains(text, "cannot allocate memory"):
+		e.Kind = providers.ErrExhausted
+		e.Next = "stop workspaces on this node or use another one"
+	case cerrdefs.IsInvalidArgument(err):
+		e.Kind = providers.ErrInvalid
+	}
+	return e
+}
+
+func contextWord(err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "took too long"
+	}
+	return "cancelled"
+}
+
+// unreachable says why the engine could not be talked to and what helps, "" when
+// err is of another kind.
+func (p *Provider) unreachable(err error) (reason, fix string) {
+	host := p.engine.DaemonHost()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("permission denied on the docker engine's socket %s", host),
+			"sudo usermod -aG docker $USER, then log in again and restart the node agent"
+	case errors.Is(err, fs.ErrNotExist), client.IsErrConnectionFailed(err):
+		return fmt.Sprintf("docker is not running at %s", host),
+			"sudo systemctl start docker (not installed? sudo apt-get install docker.io)"
+	}
+	return "", ""
+}
+
+func notFound(workspace string) error {
+	return &providers.Error{Kind: providers.ErrNotFound, Message: fmt.Sprintf("workspace %s has no docker instance here", workspace)}
+}

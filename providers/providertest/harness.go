@@ -1,0 +1,241 @@
+package providertest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vendetta-dev/vendetta/providers"
+)
+
+// patience bounds everything that the suite waits for.
+const patience = 60 * time.Second
+
+// Harness is what a driver brings.
+type Harness struct {
+	// New returns the provider for a server's id, as a process that was just
+	// started would make it: it shares with earlier values only what lies on the
+	// machine. A provider with a Close method is closed before the test ends and
+	// before a New that stands for its restart.
+	New func(t *testing.T, server string) providers.Provider
+	// Leftovers names all that is on the machine of a workspace: instances,
+	// volumes, folders, mounts. After Destroy with the volume it must be nothing.
+	Leftovers func(t *testing.T, workspace string) []string
+	// Kill ends an instance behind the provider's back. Nil leaves that test out.
+	Kill func(t *testing.T, p providers.Provider, workspace string)
+
+	// Image is one with a shell and the usual commands; empty for a provider
+	// without images, which then must refuse one.
+	Image string
+	// MissingImage is a reference that nothing answers to.
+	MissingImage string
+	// ImageVariable is a variable that Image sets to its own name; empty leaves that out.
+	ImageVariable string
+	// UserImage is one whose user is UserImageUID; empty leaves that out.
+	UserImage    string
+	UserImageUID string
+
+	// Isolated: an instance has process ids, a host name and files of its own,
+	// with /workspace and the folders of package providers where they belong.
+	Isolated bool
+	// Hardened: the capabilities and no-new-privileges of the design.
+	Hardened bool
+	// LimitsPIDs and LimitsMemory: those limits are enforced.
+	LimitsPIDs   bool
+	LimitsMemory bool
+	// Networks: NetworkNone leaves loopback alone.
+	Networks bool
+}
+
+// Run runs the suite.
+func Run(t *testing.T, h Harness) {
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T, *bench)
+		when bool
+	}{
+		{"Name", testName, true},
+		{"Probe", testProbe, true},
+		{"Life", testLife, true},
+		{"Repeats", testRepeats, true},
+		{"Absent", testAbsent, true},
+		{"NameIsDerived", testNameIsDerived, true},
+		{"List", testList, true},
+		{"NewProcessFindsAll", testNewProcess, true},
+		{"ServersApart", testServersApart, true},
+		{"VolumeIsKept", testVolumeIsKept, true},
+		{"VolumeIsRemoved", testVolumeIsRemoved, true},
+		{"Guest", testGuest, true},
+		{"ConnectReplaces", testConnectReplaces, true},
+		{"ConnectEnds", testConnectEnds, true},
+		{"CommandOutlivesProcess", testCommandOutlivesProcess, true},
+		{"StopGrace", testStopGrace, true},
+		{"StartAgain", testStartAgain, true},
+		{"Killed", testKilled, h.Kill != nil},
+		{"Cancelled", testCancelled, true},
+		{"Concurrent", testConcurrent, true},
+		{"Usage", testUsage, true},
+		{"BadSpecs", testBadSpecs, true},
+		{"MissingImage", testMissingImage, h.MissingImage != ""},
+		{"NoImages", testNoImages, h.Image == ""},
+		{"ImageEnvironment", testImageEnvironment, h.ImageVariable != ""},
+		{"ImageUser", testImageUser, h.UserImage != ""},
+		{"Isolation", testIsolation, h.Isolated},
+		{"ReadOnlyParts", testReadOnlyParts, h.Isolated},
+		{"Capabilities", testCapabilities, h.Hardened},
+		{"LimitPIDs", testLimitPIDs, h.LimitsPIDs},
+		{"LimitMemory", testLimitMemory, h.LimitsMemory},
+		{"NetworkNone", testNetworkNone, h.Networks},
+	} {
+		if c.when {
+			t.Run(c.name, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+				defer cancel()
+				b := &bench{Harness: h, ctx: ctx, server: "t" + random(t)}
+				b.p = b.open(t, b.server)
+				c.run(t, b)
+			})
+		}
+	}
+}
+
+// bench is one test's: a provider and the workspaces made with it.
+type bench struct {
+	Harness
+	ctx    context.Context //nolint:containedctx // bounds one test
+	server string
+	p      providers.Provider
+}
+
+func (b *bench) open(t *testing.T, server string) providers.Provider {
+	t.Helper()
+	p := b.New(t, server)
+	t.Cleanup(func() { closeProvider(t, p) })
+	return p
+}
+
+func closeProvider(t *testing.T, p providers.Provider) {
+	t.Helper()
+	if c, ok := p.(io.Closer); ok {
+		if err := c.Close(); err != nil {
+			t.Errorf("close provider: %v", err)
+		}
+	}
+}
+
+// restart ends the provider and makes it anew, as a restart of the agent does.
+func (b *bench) restart(t *testing.T) {
+	t.Helper()
+	closeProvider(t, b.p)
+	b.p = b.open(t, b.server)
+}
+
+// workspace returns a new id; what it leaves on the machine after a last Destroy
+// fails the test.
+func (b *bench) workspace(t *testing.T) string {
+	t.Helper()
+	workspace := random(t)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		p := b.New(t, b.server)
+		defer closeProvider(t, p)
+		if err := p.Destroy(ctx, workspace, true); err != nil {
+			t.Errorf("destroy: %v", err)
+		}
+		if left := b.Leftovers(t, workspace); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+	return workspace
+}
+
+func (b *bench) spec(workspace string) providers.Spec {
+	return providers.Spec{Workspace: workspace, Name: "box-" + workspace[:4], Generation: 3, Image: b.Image}
+}
+
+func (b *bench) create(t *testing.T, spec providers.Spec) providers.Instance {
+	t.Helper()
+	i, err := b.p.Create(b.ctx, spec)
+	if err != nil {
+		t.Fatalf("create: %v%s", err, next(err))
+	}
+	return i
+}
+
+func (b *bench) start(t *testing.T, workspace string) {
+	t.Helper()
+	if err := b.p.Start(b.ctx, workspace); err != nil {
+		t.Fatalf("start: %v%s", err, next(err))
+	}
+}
+
+// up makes and starts an instance and returns its guest.
+func (b *bench) up(t *testing.T, spec providers.Spec) *guest {
+	t.Helper()
+	b.create(t, spec)
+	b.start(t, spec.Workspace)
+	return b.connect(t, spec.Workspace)
+}
+
+func (b *bench) inspect(t *testing.T, workspace string) providers.Instance {
+	t.Helper()
+	i, err := b.p.Inspect(b.ctx, workspace)
+	if err != nil {
+		t.Fatalf("inspect: %v", err)
+	}
+	return i
+}
+
+func (b *bench) list(t *testing.T) []string {
+	t.Helper()
+	all, err := b.p.List(b.ctx)
+	if err != nil {
+		t.Fatalf("list: %v", err)
+	}
+	ids := []string{}
+	for _, i := range all {
+		ids = append(ids, i.Workspace)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// wantKind fails unless err is one of the contract's with that kind.
+func wantKind(t *testing.T, what string, err, kind error) {
+	t.Helper()
+	var own *providers.Error
+	if !errors.Is(err, kind) || !errors.As(err, &own) {
+		t.Errorf("%s: %v (%T), want one of kind %q", what, err, err, kind)
+	}
+}
+
+func next(err error) string {
+	var own *providers.Error
+	if errors.As(err, &own) && own.Next != "" {
+		return " (" + own.Next + ")"
+	}
+	return ""
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(patience); !done(); <-again.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+func random(t *testing.T) string {
+	t.Helper()
+	return strings.ToLower(rand.Text()[:12])
+}
