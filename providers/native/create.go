@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vendetta-dev/vendetta/providers"
 )
 
@@ -172,7 +174,7 @@ func (p *Provider) makeVolume(ws string) (fresh bool, err error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	if err := p.discard(dir); err != nil { // half-made: volume.json comes last
+	if err := p.discard(dir); err != nil { // half-made: the state folder comes last
 		return false, err
 	}
 	v := volume{}
@@ -184,12 +186,9 @@ func (p *Provider) makeVolume(ws string) (fresh bool, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, err
 	}
-	err = errors.Join(
-		p.makeDir(filepath.Join(dir, "workspace"), 0o755, v, true),
-		p.makeDir(filepath.Join(dir, "state"), 0o700, v, true),
-	)
+	err = p.makeDir(filepath.Join(dir, "workspace"), 0o755, v, true)
 	if err == nil {
-		err = write(filepath.Join(dir, volumeFile), v)
+		err = p.makeDir(filepath.Join(dir, "state"), 0o700, v, true)
 	}
 	if err != nil {
 		return false, errors.Join(err, p.discard(dir))
@@ -197,10 +196,31 @@ func (p *Provider) makeVolume(ws string) (fresh bool, err error) {
 	return true, nil
 }
 
+// volume is what the files of a workspace say of themselves.
+type volume struct {
+	// IDBase is the first id of the workspace's range, under a root agent.
+	IDBase uint32
+}
+
+// volume tells which ids a workspace has by who owns its folders: that cannot get
+// lost, and a workspace can give them to ids of its own range alone.
 func (p *Provider) volume(ws string) (volume, error) {
-	var v volume
-	err := read(filepath.Join(p.volumeDir(ws), volumeFile), &v)
-	return v, err
+	path := filepath.Join(p.volumeDir(ws), "state")
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return volume{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	m := p.machine
+	if !m.root {
+		return volume{}, nil
+	}
+	if st.Uid < m.idBase || (st.Uid-m.idBase)/idsPerInstance >= m.idSlots {
+		return volume{}, &providers.Error{
+			Message: fmt.Sprintf("the volume of native workspace %s belongs to user %d, which is outside of root's range of ids", ws, st.Uid),
+			Next:    "restore root's entry in /etc/subuid, or run the node agent as that user",
+		}
+	}
+	return volume{IDBase: st.Uid - (st.Uid-m.idBase)%idsPerInstance}, nil
 }
 
 // freeIDs picks a range that no other volume has. It starts where the

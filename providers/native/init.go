@@ -78,6 +78,9 @@ func stage(conn *os.File) error {
 	if err := unix.Sethostname([]byte(pl.Hostname)); err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}
+	if err := forbidUserNamespaces(); err != nil {
+		return err
+	}
 	if err := sealProc(); err != nil {
 		return err
 	}
@@ -93,8 +96,8 @@ func stage(conn *os.File) error {
 	if err := confine(); err != nil {
 		return err
 	}
-	if pl.Probe {
-		return nil
+	if _, err := conn.WriteString(handover); err != nil || pl.Probe {
+		return err
 	}
 	return fmt.Errorf("run %s: %w", pl.Argv[0], syscall.Exec(pl.Argv[0], pl.Argv, pl.Env))
 }
@@ -380,13 +383,18 @@ func hide(path string) error {
 	return nil
 }
 
-// sealProc takes away what /proc shows of or lets change in the kernel, as
-// container engines do, and forbids user namespaces in the instance: what they
-// would allow a kernel's bug to do is more than they give.
-func sealProc() error {
+// forbidUserNamespaces counts for the instance's own user namespace alone. What
+// nested ones would allow a kernel's bug to do is more than they give.
+func forbidUserNamespaces() error {
 	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
 		return fmt.Errorf("forbid user namespaces: %w", err)
 	}
+	return nil
+}
+
+// sealProc takes away what /proc shows of or lets change in the kernel, as
+// container engines do.
+func sealProc() error {
 	for _, name := range []string{"kcore", "keys", "timer_list", "sched_debug", "latency_stats", "kallsyms", "acpi", "scsi"} {
 		if err := hide("/proc/" + name); err != nil {
 			return err

@@ -87,16 +87,16 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 	if err := checkID("destroy", ws); err != nil {
 		return err
 	}
-	switch _, err := p.load(ws); {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, serr := os.Lstat(p.instanceDir(ws)); serr == nil {
+	_, err := p.load(ws)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(p.instanceDir(ws)); err == nil {
 			return nil // another server's: not seen, not touched
 		}
-	case err != nil:
-		return failed("destroy", ws, err)
-	default:
+	} else {
+		// Records are replaced whole, so one that cannot be read was spoilt by a
+		// loss of power, after which nothing runs.
 		last, err := p.run(ws)
-		if err != nil {
+		if err != nil && !spoilt(err) {
 			return failed("destroy", ws, err)
 		}
 		if err := p.end(ctx, ws, last); err != nil {

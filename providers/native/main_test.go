@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vendetta-dev/vendetta/providers"
 )
 
@@ -42,9 +40,6 @@ func TestMain(m *testing.M) {
 func standIn(socket string) int {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
-	if os.Getenv("STAND_IN_DEAF") != "" {
-		signal.Ignore(syscall.SIGTERM)
-	}
 	go func() {
 		for {
 			conn, err := net.Dial("unix", socket)
@@ -72,10 +67,29 @@ func serve(conn net.Conn) {
 			fmt.Fprintf(conn, "0 0\n")
 			continue
 		}
+		if to, ok := strings.CutPrefix(strings.TrimSpace(line), "dial "); ok {
+			out, code := dial(to)
+			fmt.Fprintf(conn, "%d %d\n%s", code, len(out), out)
+			continue
+		}
 		cmd := exec.Command("sh", "-c", line)
 		out, _ := cmd.CombinedOutput()
 		fmt.Fprintf(conn, "%d %d\n%s", cmd.ProcessState.ExitCode(), len(out), out)
 	}
+}
+
+// dial reads what a listener sends.
+func dial(to string) (string, int) {
+	conn, err := net.DialTimeout("tcp", to, 2*time.Second)
+	if err != nil {
+		return err.Error(), 1
+	}
+	defer conn.Close()
+	out, err := io.ReadAll(conn)
+	if err != nil {
+		return err.Error(), 1
+	}
+	return string(out), 0
 }
 
 // rig is a provider on a folder of its own.
@@ -209,4 +223,4 @@ func (r *rig) state(ws string) providers.State {
 	return i.State
 }
 
-var _ = unix.SIGTERM
+func spec(ws string) providers.Spec { return providers.Spec{Workspace: ws} }

@@ -5,7 +5,6 @@ package native
 import (
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -167,6 +166,3 @@ func (t *tree) open() (int, error) {
 	}
 	return fd, nil
 }
-
-// inner is where the target is found below the instance's root.
-func (t *tree) inner() string { return strings.TrimPrefix(t.Target, "/") }

@@ -37,16 +37,9 @@ type run struct {
 	Cgroups []string
 }
 
-// volume is volume.json. The ids stay with the files that they own.
-type volume struct {
-	// IDBase is the first id of the range, under a root agent.
-	IDBase uint32
-}
-
 const (
 	recordFile = "instance.json"
 	runFile    = "run.json"
-	volumeFile = "volume.json"
 )
 
 // write replaces a file of the agent's own, all or nothing.
@@ -76,6 +69,13 @@ func read(path string, v any) error {
 		return err
 	}
 	return json.Unmarshal(raw, v)
+}
+
+// spoilt says whether a record was there and made no sense.
+func spoilt(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.As(err, &syntax) || errors.As(err, &kind)
 }
 
 // load returns the record of an instance of this server; ErrNotExist for none

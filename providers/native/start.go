@@ -222,14 +222,21 @@ func (c *child) begin(ctx context.Context, pl plan) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if string(said) == handover {
+		return nil
+	}
 	if len(said) > 0 {
-		return refusal(said)
+		return refusal([]byte(strings.TrimPrefix(string(said), handover)))
 	}
-	if err != nil {
-		return fmt.Errorf("talk to the init stage: %w", err)
+	if err == nil {
+		err = io.ErrUnexpectedEOF
 	}
-	return nil
+	return fmt.Errorf("the init stage ended without a word: %w", err)
 }
+
+// handover is what Init says just before it becomes the guest: the end of the
+// stream alone could also be its death.
+const handover = "ok\n"
 
 // complaint is what Init says before it gives up.
 type complaint struct {

@@ -4,6 +4,7 @@ package native
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"io/fs"
@@ -15,21 +16,22 @@ import (
 )
 
 // discard takes a folder out of the way at once and has its files removed later.
-// An absent one is success.
+// An absent one is success. On a full disk, where even a rename may not be
+// possible, the files are removed before it returns.
 func (p *Provider) discard(dir string) error {
-	trash := filepath.Join(p.dir, "trash")
-	if err := os.MkdirAll(trash, 0o700); err != nil {
-		return err
-	}
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	into, err := os.MkdirTemp(trash, "")
+	trash := filepath.Join(p.dir, "trash")
+	err := os.Mkdir(trash, 0o700)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = os.Rename(dir, filepath.Join(trash, rand.Text()))
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return removeAll(p.reaping, dir)
+	}
 	if err != nil {
 		return err
-	}
-	if err := os.Rename(dir, filepath.Join(into, filepath.Base(dir))); err != nil {
-		return errors.Join(err, os.Remove(into))
 	}
 	p.reapers.Go(p.reap)
 	return nil
@@ -55,6 +57,16 @@ type sweep struct {
 	ctx   context.Context //nolint:containedctx // one sweep's
 	top   int
 	moved int
+}
+
+// removeAll removes one tree of which the parent is ours.
+func removeAll(ctx context.Context, dir string) error {
+	top, err := unix.Open(filepath.Dir(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	s := &sweep{ctx: ctx, top: top}
+	return errors.Join(s.remove(top, filepath.Base(dir), 0), unix.Close(top))
 }
 
 func emptyTrash(ctx context.Context, trash string) error {
@@ -111,7 +123,7 @@ func (s *sweep) remove(dir int, name string, depth int) error {
 	}
 	if depth >= maxDepth {
 		s.moved++
-		return unix.Renameat(dir, name, s.top, "deep"+strconv.Itoa(os.Getpid())+"-"+strconv.Itoa(s.moved))
+		return unix.Renameat(dir, name, s.top, rand.Text())
 	}
 	fd, err := openFolder(dir, name)
 	if err != nil {
