@@ -1,0 +1,74 @@
+// Command vendetta-guest is the program inside each workspace. A provider puts it
+// there and runs it as the instance's first process.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vendetta-dev/vendetta/nodeagent/guest"
+)
+
+// stopGrace is how long processes have to end when the instance is stopped;
+// container engines kill after 10 s.
+const stopGrace = 8 * time.Second
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "vendetta-guest:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	link := flag.String("link", "", "socket of the node agent")
+	state := flag.String("state", "", "folder for records and output")
+	project := flag.String("project", "/workspace", "folder of the project")
+	flag.Parse()
+	if *link == "" || *state == "" || flag.NArg() > 0 {
+		return fmt.Errorf("usage: vendetta-guest --link SOCKET --state DIR [--project DIR]")
+	}
+	syscall.Umask(0o022)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// Caught rather than ignored: a signal that is ignored stays so in every command.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+
+	g, err := guest.New(ctx, guest.Options{
+		StateDir: *state, ProjectDir: *project, DefaultUser: os.Getenv("VENDETTA_GUEST_USER"),
+		Env: environment(), ReapOrphans: os.Getpid() == 1, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	serving, end := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		guest.ServeLink(serving, guest.DialUnix(*link), g, log)
+	}()
+	<-ctx.Done()
+	g.Close(stopGrace)
+	end()
+	<-served
+	return nil
+}
+
+// environment is what commands inherit: the instance's, our own variables aside.
+func environment() []string {
+	var env []string
+	for _, entry := range os.Environ() {
+		if !strings.HasPrefix(entry, "VENDETTA_") {
+			env = append(env, entry)
+		}
+	}
+	return env
+}
