@@ -382,17 +382,23 @@ func TestStoreFails(t *testing.T) {
 			wantError(t, err, api.Internal, "store")
 		}
 		reads := map[string]func() error{
-			"get":       func() error { _, err := w.server.GetWorkspace(ctx, &vendettav1.GetWorkspaceRequest{Name: "x"}); return err },
-			"list":      func() error { _, err := w.server.ListWorkspaces(ctx, nil); return err },
-			"node":      func() error { _, err := w.server.GetNode(ctx, &vendettav1.GetNodeRequest{Name: "x"}); return err },
-			"nodes":     func() error { _, err := w.server.ListNodes(ctx, nil); return err },
-			"test":      func() error { _, err := w.server.TestNode(ctx, &vendettav1.TestNodeRequest{Name: "local"}); return err },
-			"operation": func() error { _, err := w.server.WaitOperation(ctx, &vendettav1.WaitOperationRequest{Id: "x"}); return err },
-			"history":   func() error { _, err := w.server.ListOperations(ctx, nil); return err },
-			"status":    func() error { _, err := w.server.ServerStatus(ctx, nil); return err },
-			"audit":     func() error { _, err := w.server.ListAudit(ctx, nil); return err },
-			"place":     func() error { _, err := w.server.place(ctx, "", nil); return err },
-			"ran":       func() error { _, err := w.server.everRan(ctx, "x"); return err },
+			"get": func() error {
+				_, err := w.server.GetWorkspace(ctx, &vendettav1.GetWorkspaceRequest{Name: "x"})
+				return err
+			},
+			"list":  func() error { _, err := w.server.ListWorkspaces(ctx, nil); return err },
+			"node":  func() error { _, err := w.server.GetNode(ctx, &vendettav1.GetNodeRequest{Name: "x"}); return err },
+			"nodes": func() error { _, err := w.server.ListNodes(ctx, nil); return err },
+			"test":  func() error { _, err := w.server.TestNode(ctx, &vendettav1.TestNodeRequest{Name: "local"}); return err },
+			"operation": func() error {
+				_, err := w.server.WaitOperation(ctx, &vendettav1.WaitOperationRequest{Id: "x"})
+				return err
+			},
+			"history": func() error { _, err := w.server.ListOperations(ctx, nil); return err },
+			"status":  func() error { _, err := w.server.ServerStatus(ctx, nil); return err },
+			"audit":   func() error { _, err := w.server.ListAudit(ctx, nil); return err },
+			"place":   func() error { _, err := w.server.place(ctx, "", nil); return err },
+			"ran":     func() error { _, err := w.server.everRan(ctx, "x"); return err },
 		}
 		for what, read := range reads {
 			if err := read(); api.CodeOf(err) != api.Internal {

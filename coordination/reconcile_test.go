@@ -97,7 +97,7 @@ func TestReconcileConverges(t *testing.T) {
 		desired, observed := drawWorld(t)
 		now := epoch
 		var actions []Action
-		for round := range 6 {
+		for round := range 12 { // each retry of a removal takes two
 			actions = Reconcile(desired, observed, now)
 			for _, a := range actions {
 				i := indexOf(desired.Workspaces, a.WorkspaceID)
@@ -126,11 +126,8 @@ func TestReconcileConverges(t *testing.T) {
 			}
 			now = now.Add(2 * removeRetry)
 		}
-		for _, a := range actions {
-			// A node that claims a newer generation is met again after each retry.
-			if a.Kind == ActionApply {
-				t.Fatalf("still something to do: %v", actions)
-			}
+		if len(actions) > 0 {
+			t.Fatalf("still something to do: %v", actions)
 		}
 	})
 }

@@ -106,7 +106,9 @@ func TestRemovalNeedsALook(t *testing.T) {
 		wantError(t, w.remove(ctx, "deaf", false), api.FailedPrecondition, "does not answer", "the guest? is gone")
 
 		// What never ran holds nothing.
-		agent.set(func() { agent.fail[vendettav1.DesiredState_DESIRED_STATE_RUNNING] = api.Errorf(api.NotFound, "no such image") })
+		agent.set(func() {
+			agent.fail[vendettav1.DesiredState_DESIRED_STATE_RUNNING] = api.Errorf(api.NotFound, "no such image")
+		})
 		w.create(ctx, "failed", fromRepository)
 		if err := w.remove(ctx, "failed", false); err != nil {
 			t.Fatal(err)

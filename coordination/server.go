@@ -145,6 +145,9 @@ func (s *Server) Run(ctx context.Context) error {
 		nodes, err = tx.Nodes()
 		return err
 	}); err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it ended before it began
+		}
 		return fmt.Errorf("run server: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
