@@ -43,3 +43,11 @@ func notFound(op, ws string) error {
 		Message: fmt.Sprintf("%s native workspace %s: there is no such instance", op, ws),
 	}
 }
+
+func notRunning(op, ws string) error {
+	return &providers.Error{
+		Kind:    providers.ErrNotFound,
+		Message: fmt.Sprintf("%s native workspace %s: it is not running", op, ws),
+		Next:    "start it with vendetta workspace up",
+	}
+}

@@ -175,6 +175,13 @@ func (p *Provider) Connect(ctx context.Context, ws string) (net.Conn, error) {
 	if _, err := p.ready("connect", ws); err != nil {
 		return nil, err
 	}
+	last, err := p.run(ws)
+	if err != nil {
+		return nil, failed("connect", ws, err)
+	}
+	if !p.machine.alive(last.process) {
+		return nil, notRunning("connect", ws)
+	}
 	v, err := p.volume(ws)
 	if err != nil {
 		return nil, failed("connect", ws, err)

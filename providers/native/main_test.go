@@ -15,10 +15,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vendetta-dev/vendetta/evals/testbed"
 	"github.com/vendetta-dev/vendetta/providers"
 )
 
@@ -92,6 +94,28 @@ func dial(to string) (string, int) {
 	return string(out), 0
 }
 
+// usable goes on when a sandbox can be made here, or when this machine was said to
+// be one where it can, which makes everything else a failure.
+func usable(t *testing.T) {
+	t.Helper()
+	if s := probed(); !s.Usable {
+		testbed.Wants(t, Name)
+		t.Fatalf("%s\n%s", s.Reason, s.Fix)
+	}
+}
+
+var probed = sync.OnceValue(func() providers.Status {
+	self, err := os.Executable()
+	if err != nil {
+		return providers.Status{Reason: err.Error()}
+	}
+	p := New(Options{ServerID: "probe", GuestProgram: self, InitCommand: []string{self, "native-init"}})
+	defer p.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return p.Probe(ctx)
+})
+
 // rig is a provider on a folder of its own.
 type rig struct {
 	*Provider
@@ -102,6 +126,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
+	usable(t)
 	dir, err := os.MkdirTemp("", "v")
 	if err != nil {
 		t.Fatal(err)

@@ -30,11 +30,7 @@ func (p *Provider) Usage(_ context.Context, ws string) (providers.Usage, error) 
 		return none, failed("measure", ws, err)
 	}
 	if !p.machine.alive(last.process) {
-		return none, &providers.Error{
-			Kind:    providers.ErrNotFound,
-			Message: fmt.Sprintf("measure native workspace %s: it is not running", ws),
-			Next:    "start it with vendetta workspace up",
-		}
+		return none, notRunning("measure", ws)
 	}
 	u := providers.Usage{DiskBytes: -1}
 	if !grouped(last.Cgroups, &u) {
