@@ -47,6 +47,7 @@ type fakeAgent struct {
 	project  *guestv1.ProjectStatusResponse
 	guestErr *api.Error
 	logs     []string
+	stall    chan struct{}   // closed by the next request to a guest, which then hangs
 	servers  map[string]bool // ids of the servers that called
 	watchers map[chan struct{}]struct{}
 	conns    map[net.Conn]struct{}
@@ -86,6 +87,14 @@ func (a *fakeAgent) mux() http.Handler {
 	mux.Handle(path, h)
 	_, guest := guestv1connect.NewProjectServiceHandler(fakeGuest{a})
 	mux.HandleFunc("/workspaces/", func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		stall := a.stall
+		a.mu.Unlock()
+		if stall != nil {
+			close(stall)
+			<-r.Context().Done()
+			return
+		}
 		parts := strings.SplitN(r.URL.Path, "/", 5)
 		r.URL.Path = "/" + parts[4]
 		guest.ServeHTTP(w, r)

@@ -129,6 +129,7 @@ func (l *link) redial() {
 
 // run keeps the watch open until ctx is done.
 func (l *link) run(ctx context.Context) {
+	defer close(l.ended)
 	defer func() {
 		l.control.close()
 		l.guests.close()

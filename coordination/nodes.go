@@ -288,7 +288,7 @@ func (s *Server) nodeView(tx store.Tx, n store.Node) (*vendettav1.Node, error) {
 	}
 	v := &vendettav1.Node{
 		Id: n.ID, Name: n.Name, State: n.State, Message: n.Message, Address: n.Address, Labels: n.Labels,
-		Draining: n.Draining, Report: n.Report, CreatedAt: timestamppb.New(n.CreatedAt), Workspaces: int32(len(list)), //nolint:gosec // a count
+		Draining: n.Draining, Report: n.Report, CreatedAt: timestamppb.New(n.CreatedAt), Workspaces: int32(len(list)),
 	}
 	link := s.linkTo(n.ID).view()
 	if link.report != nil {

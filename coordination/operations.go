@@ -243,7 +243,7 @@ func (s *Server) storeError(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return api.From(ctx.Err())
 	}
-	s.log.ErrorContext(ctx, what, "error", err)
+	s.log.ErrorContext(ctx, "the store did not work", "doing", what, "error", err)
 	return (&api.Error{Code: api.Internal, Message: what + ": the server's store did not work", Cause: err}).
 		WithNext("vendetta doctor")
 }

@@ -68,9 +68,10 @@ type Server struct {
 	running chan struct{} // closed when Run has loaded what the store holds
 	kick    chan struct{} // asks for a reconciliation of every node
 
-	mu      sync.Mutex
-	ctx     context.Context // of Run; nil before
-	tasks   *conc.WaitGroup // of Run; nil when nothing may be started
+	mu sync.Mutex
+	// spawn runs a task until Run ends or the returned function is called; nil
+	// while nothing may be started.
+	spawn   func(task func(context.Context)) context.CancelFunc
 	links   map[string]*link
 	joining map[string]bool // names of nodes that are being added or removed
 }
@@ -146,7 +147,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}); err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it ended before it began
+			return nil // it ended before it began
 		}
 		return fmt.Errorf("run server: %w", err)
 	}
@@ -156,12 +157,16 @@ func (s *Server) Run(ctx context.Context) error {
 	defer func() {
 		cancel()
 		s.mu.Lock()
-		s.tasks = nil
+		s.spawn = nil
 		s.mu.Unlock()
 	}()
 
 	s.mu.Lock()
-	s.ctx, s.tasks = ctx, tasks
+	s.spawn = func(task func(context.Context)) context.CancelFunc {
+		ctx, cancel := context.WithCancel(ctx)
+		tasks.Go(func() { task(ctx) })
+		return cancel
+	}
 	s.mu.Unlock()
 	for _, n := range nodes {
 		if n.State != vendettav1.NodeState_NODE_STATE_REMOVED {
@@ -210,18 +215,13 @@ func (s *Server) openLink(n store.Node) (*link, error) {
 	if l := s.links[n.ID]; l != nil {
 		return l, nil
 	}
-	if s.tasks == nil {
+	if s.spawn == nil {
 		return nil, api.Errorf(api.Unavailable, "node %s: the server is ending", n.Name).
 			WithNext("vendetta server start")
 	}
 	l := newLink(s, n)
 	s.links[n.ID] = l
-	ctx, cancel := context.WithCancel(s.ctx)
-	l.stop = cancel
-	s.tasks.Go(func() {
-		defer close(l.ended)
-		l.run(ctx)
-	})
+	l.stop = s.spawn(l.run)
 	return l, nil
 }
 

@@ -26,7 +26,7 @@ func (s *Server) ServerStatus(ctx context.Context, req *vendettav1.ServerStatusR
 		Id:        s.id,
 		Version:   s.opts.Version,
 		Protocol:  api.Protocol,
-		Pid:       int32(s.opts.PID), //nolint:gosec // process ids fit
+		Pid:       int32(s.opts.PID),
 		StartedAt: timestamppb.New(s.started),
 		StateDir:  s.opts.StateDir,
 		PublicKey: s.opts.PublicKey,
@@ -37,7 +37,7 @@ func (s *Server) ServerStatus(ctx context.Context, req *vendettav1.ServerStatusR
 			return err
 		}
 		workspaces, err := tx.Workspaces("")
-		resp.Nodes, resp.Workspaces = int32(len(nodes)), int32(len(workspaces)) //nolint:gosec // counts fit
+		resp.Nodes, resp.Workspaces = int32(len(nodes)), int32(len(workspaces))
 		return err
 	})
 	if err != nil {

@@ -2,12 +2,11 @@ package coordination
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	"github.com/vendetta-dev/vendetta/coordination/api/wire"
@@ -23,7 +22,7 @@ type channel struct {
 	dialer    Dialer
 	target    func() Target
 	serverID  string
-	transport *http2.Transport
+	transport http.RoundTripper
 
 	mu     sync.Mutex
 	closed bool
@@ -36,12 +35,21 @@ func newChannel(dialer Dialer, target func() Target, serverID string) *channel {
 	return c
 }
 
-// RoundTrip sends a request to the node agent in the name of this server. When
-// no connection can be made its error is an *api.Error.
+// RoundTrip sends a request to the node agent in the name of this server. Its
+// error is an *api.Error, unless the request's own context ended it.
 func (c *channel) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set(api.ServerHeader, c.serverID)
-	return c.transport.RoundTrip(r)
+	resp, err := c.transport.RoundTrip(r)
+	var own *api.Error
+	if err != nil && r.Context().Err() == nil && !errors.As(err, &own) {
+		name := c.target().Name
+		err = &api.Error{
+			Code: api.Unavailable, Message: "node " + name + ": the connection was lost: " + err.Error(),
+			Next: "try again; if it stays, vendetta node test " + name, Cause: err,
+		}
+	}
+	return resp, err
 }
 
 // client is an http.Client that stays on the channel: it follows no redirect.
