@@ -198,6 +198,8 @@ func (c *credentials) methods() []gossh.AuthMethod {
 	return methods
 }
 
+var errQuestions = errors.New("the host asks more than a password")
+
 // answer gives the password to the one hidden question that sshd with PAM asks
 // where it does not take passwords directly. Anything else is not answered.
 func (c *credentials) answer(_, _ string, questions []string, echos []bool) ([]string, error) {
@@ -207,7 +209,7 @@ func (c *credentials) answer(_, _ string, questions []string, echos []bool) ([]s
 	case len(questions) == 1 && !echos[0]:
 		return []string{c.password}, nil
 	}
-	return nil, errors.New("the host asks more than a password")
+	return nil, errQuestions
 }
 
 // usedOwn says whether the server's own key did it.

@@ -381,20 +381,24 @@ func parsePort(s string) (int, error) {
 	return port, nil
 }
 
-// readBounded reads a regular file of at most limit bytes.
+// readBounded reads a regular file of at most limit bytes. Anything else is
+// refused before it is opened: a named pipe would block.
 func readBounded(name string, limit int64) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		if name == os.DevNull {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("%s is not a file", name)
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() && info.Mode()&fs.ModeCharDevice == 0 {
-		return nil, fmt.Errorf("%s is not a file", name)
-	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err

@@ -290,9 +290,3 @@ func hashedName(h string) bool {
 	}
 	return true
 }
-
-// mayHaveOther says whether a refused host is worth asking for a key of another
-// type: not when its key was revoked or differs from a known one.
-func (k *knownKeys) mayHaveOther(refusal error) bool {
-	return len(k.accepted) > 0 && isUnknown(refusal)
-}

@@ -165,10 +165,13 @@ func (l *link) handshake(ctx context.Context, h *hop, config *gossh.ClientConfig
 			}
 			return nil, nil, nil, nil, err
 		}
+		if !isUnknown(verdict) {
+			return nil, nil, nil, nil, verdict
+		}
 		if first == nil {
 			first = verdict
 		}
-		if without[keyType] || !keys.mayHaveOther(verdict) {
+		if len(keys.accepted) == 0 || without[keyType] {
 			return nil, nil, nil, nil, first
 		}
 		without[keyType] = true
@@ -266,7 +269,7 @@ func tcpReason(err error) error {
 // has no type for either.
 func loginRefused(err error) bool {
 	text := err.Error()
-	return strings.Contains(text, "unable to authenticate") || strings.Contains(text, "authentication failures")
+	return errors.Is(err, errQuestions) || strings.Contains(text, "unable to authenticate") || strings.Contains(text, "authentication failures")
 }
 
 func isTransportError(err error) bool {

@@ -137,3 +137,12 @@ func program(t *testing.T) string {
 }
 
 var _ transport.Transport = (*ssh.Transport)(nil)
+
+// requireRoot ends a test that makes network namespaces; without root the test
+// runner says what it leaves out.
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+}
