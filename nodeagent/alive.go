@@ -1,0 +1,4 @@
+package nodeagent
+
+const alivePath = "/alive"
+const programName = "program.sha256"
