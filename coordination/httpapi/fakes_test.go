@@ -69,8 +69,14 @@ func newWorld(t *testing.T, change func(*Options)) *world {
 	return w
 }
 
-// connectTo serves h on as many connections as the client asks for.
+// connectTo is a client of h.
 func connectTo(t *testing.T, h http.Handler) *http.Client {
+	t.Helper()
+	return wire.Client(dialer(t, h))
+}
+
+// dialer serves h on as many connections as are asked for.
+func dialer(t *testing.T, h http.Handler) func(context.Context) (net.Conn, error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var servers conc.WaitGroup
@@ -78,11 +84,11 @@ func connectTo(t *testing.T, h http.Handler) *http.Client {
 		cancel()
 		servers.Wait()
 	})
-	return wire.Client(func(context.Context) (net.Conn, error) {
+	return func(context.Context) (net.Conn, error) {
 		near, far := net.Pipe()
 		servers.Go(func() { wire.Serve(ctx, far, h) })
 		return near, nil
-	})
+	}
 }
 
 func (w *world) audit(_ context.Context, e Entry) error {

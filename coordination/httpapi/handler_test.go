@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -97,7 +98,7 @@ func TestRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer resp.Body.Close()
+			defer func() { _ = resp.Body.Close() }()
 			var body struct{ Code, Message string }
 			if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
 				t.Fatal(err)
@@ -279,5 +280,31 @@ func TestDefaults(t *testing.T) {
 	h := New(bare()).(*handler)
 	if h.log == nil || len(h.options.Hosts) == 0 {
 		t.Errorf("a logger and hosts are missing: %+v", h.options)
+	}
+}
+
+// What a person does with curl: HTTP/1.1 and JSON.
+func TestPlainHTTP(t *testing.T) {
+	w := newWorld(t, nil)
+	dial := dialer(t, w.handler)
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}}
+	defer client.CloseIdleConnections()
+	for range 3 {
+		resp, err := client.Post("http://localhost/workspaces/hello/guest/vendetta.guest.v1.ProcessService/Signal", "application/json",
+			strings.NewReader(`{"processId":"p","signal":"INT"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || resp.ProtoMajor != 1 || string(body) != "{}" {
+			t.Errorf("%s %s %q, %v", resp.Proto, resp.Status, body, err)
+		}
+		if w.guest.signal.GetSignal() != "INT" {
+			t.Errorf("the guest got %v", w.guest.signal)
+		}
+	}
+	if got := w.recorded(); len(got) != 3 || got[2].Fields != `{"process_id":"p","signal":"INT"}` {
+		t.Errorf("recorded %+v", got)
 	}
 }

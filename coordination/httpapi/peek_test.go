@@ -137,7 +137,7 @@ func TestPeekReadsNoFurther(t *testing.T) {
 		t.Fatal(err)
 	}
 	reader, writer := io.Pipe()
-	defer writer.Close()
+	defer func() { _ = writer.Close() }()
 	written := make(chan error, 1)
 	go func() {
 		_, err := writer.Write(envelope(0, payload))

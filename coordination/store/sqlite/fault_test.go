@@ -33,7 +33,7 @@ func entries(t *testing.T, s store.Store) int {
 // there is room.
 func TestDiskFull(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	pages, err := number(s.writer, `PRAGMA page_count`)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +139,7 @@ func TestConnectionLostWithinATransaction(t *testing.T) {
 // A transaction that SQLite has ended by itself fails everyone who shares it.
 func TestTransactionLostToItsNeighbour(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	err := s.Update(t.Context(), func(tx store.Tx) error {
 		if err := tx.SetMeta("k", "v"); err != nil {
 			t.Error(err)
@@ -157,7 +157,7 @@ func TestTransactionLostToItsNeighbour(t *testing.T) {
 // The commit itself fails.
 func TestCommitFails(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	// A deferred foreign key is looked at by COMMIT.
 	for _, q := range []string{
 		`CREATE TABLE parent (id INTEGER PRIMARY KEY)`,
@@ -190,7 +190,7 @@ func TestCommitFails(t *testing.T) {
 // A file that something else has spoilt gives errors, not records.
 func TestSpoiltColumns(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	err := s.Update(t.Context(), func(tx store.Tx) error {
 		return errors.Join(tx.CreateNode(storetest.NewNode("n", "n")), tx.CreateWorkspace(storetest.NewWorkspace("w", "w", "n")))
 	})

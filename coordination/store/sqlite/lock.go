@@ -27,7 +27,7 @@ func lockFile(path string) (*fileLock, error) {
 		return nil, fmt.Errorf("lock store: %w", err)
 	}
 	if err := lock(f); err != nil {
-		defer f.Close()
+		defer func() { _ = f.Close() }() // nothing was written
 		if !errors.Is(err, errHeld) {
 			return nil, fmt.Errorf("lock store %s: %w", path, err)
 		}

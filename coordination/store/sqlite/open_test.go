@@ -69,7 +69,7 @@ func TestOpenMakesPrivateFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	defer closed(t, s)
 	if err := s.Update(t.Context(), func(tx store.Tx) error { return tx.SetMeta("k", "v") }); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestOpenMakesPrivateFiles(t *testing.T) {
 
 func TestOpenNarrowsTheFile(t *testing.T) {
 	path := create(t)
-	if err := os.Chmod(path, 0o644); err != nil { //nolint:gosec // what the test is about
+	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := open(t, filepath.Dir(path)).Close(); err != nil {
@@ -199,7 +199,7 @@ func TestMigrationsRunOnceAndInOrder(t *testing.T) {
 // Every query that selects by something does so by an index.
 func TestQueriesUseIndexes(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	for _, query := range []string{
 		selectNode + `WHERE id = ?`,
 		selectNode + `WHERE name = ?`,
@@ -234,7 +234,7 @@ func TestQueriesUseIndexes(t *testing.T) {
 
 func TestWriterSettings(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
-	defer s.Close()
+	defer closed(t, s)
 	for pragma, want := range map[string]int{"synchronous": 2, "foreign_keys": 1, "busy_timeout": busyTimeout} {
 		if got, err := number(s.writer, "PRAGMA "+pragma); err != nil || got != want {
 			t.Errorf("%s = %d, %v; want %d", pragma, got, err, want)

@@ -12,7 +12,7 @@ import (
 type session struct {
 	// ctx has no end: a statement that has begun is not interrupted, and the
 	// driver needs no goroutine to watch for it.
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // the methods of a store.Tx take none
 	conn   *sql.Conn
 	stmts  map[string]*sql.Stmt
 	broken bool
@@ -39,8 +39,8 @@ func (s *session) stmt(query string) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-func (s *session) exec(query string, args ...any) error {
-	_, err := s.change(query, args...)
+func (s *session) exec(query string) error {
+	_, err := s.change(query)
 	return err
 }
 
@@ -94,8 +94,8 @@ func (s *session) close() error { return s.conn.Close() }
 const idleReaders = 4
 
 type readerPool struct {
-	ctx context.Context
-	db  *sql.DB
+	db   *sql.DB
+	open func() (*session, error)
 
 	mu   sync.Mutex
 	idle []*session
@@ -103,7 +103,7 @@ type readerPool struct {
 
 func newReaderPool(ctx context.Context, db *sql.DB) *readerPool {
 	db.SetMaxIdleConns(0) // idle ones are kept here, with their statements
-	return &readerPool{ctx: ctx, db: db}
+	return &readerPool{db: db, open: func() (*session, error) { return newSession(ctx, db) }}
 }
 
 func (p *readerPool) take() (*session, error) {
@@ -115,7 +115,7 @@ func (p *readerPool) take() (*session, error) {
 		return s, nil
 	}
 	p.mu.Unlock()
-	return newSession(p.ctx, p.db)
+	return p.open()
 }
 
 func (p *readerPool) give(s *session) {

@@ -18,6 +18,13 @@ func open(t testing.TB, dir string) store.Store {
 	return s
 }
 
+func closed(t testing.TB, s store.Store) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
 func TestStore(t *testing.T) { storetest.Run(t, storetest.Options{Open: open, Durable: true}) }
 
 func TestSameAsMemory(t *testing.T) {

@@ -27,8 +27,9 @@ func Same(t *testing.T, a, b func(t testing.TB, dir string) store.Store) {
 				fails := rapid.IntRange(0, 3).Draw(r, "fails") == 0
 				equal(r, "outcome", transact(t, one, calls, fails), transact(t, other, calls, fails))
 			},
-			"": func(r *rapid.T) { equal(r, "state", contents(t, one), contents(t, other)) },
+			"look": func(r *rapid.T) { equal(r, "state", contents(t, one), contents(t, other)) },
 		})
+		equal(r, "state", contents(t, one), contents(t, other))
 	})
 }
 

@@ -29,7 +29,7 @@ func BenchmarkCommit(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		record := bytes.Repeat([]byte("x"), 1000)
 		for b.Loop() {
 			if _, err := f.Write(record); err != nil {
@@ -42,7 +42,7 @@ func BenchmarkCommit(b *testing.B) {
 	})
 	b.Run("alone", func(b *testing.B) {
 		s := open(b, b.TempDir())
-		defer s.Close()
+		defer closed(b, s)
 		for b.Loop() {
 			if err := commit(s); err != nil {
 				b.Fatal(err)
@@ -51,7 +51,7 @@ func BenchmarkCommit(b *testing.B) {
 	})
 	b.Run("writers=64", func(b *testing.B) {
 		s := open(b, b.TempDir())
-		defer s.Close()
+		defer closed(b, s)
 		var mu sync.Mutex
 		var took []time.Duration
 		left := make(chan struct{}, b.N)
@@ -83,7 +83,7 @@ func BenchmarkCommit(b *testing.B) {
 	})
 	b.Run("view", func(b *testing.B) {
 		s := open(b, b.TempDir())
-		defer s.Close()
+		defer closed(b, s)
 		if err := s.Update(b.Context(), func(tx store.Tx) error { return tx.CreateWorkspace(storetest.NewWorkspace("w", "w", "n")) }); err != nil {
 			b.Fatal(err)
 		}
