@@ -1,0 +1,3 @@
+// Package keys finds or makes the server's own SSH key, by which it logs in to
+// nodes without anybody's session.
+package keys
