@@ -1,4 +1,0 @@
-package nodeagent
-
-const alivePath = "/alive"
-const programName = "program.sha256"
