@@ -54,7 +54,7 @@ func hierarchies(mounts string) map[string]string {
 }
 
 func (m machine) hierarchies() map[string]string {
-	raw, err := os.ReadFile("/proc/self/mounts")
+	raw, err := os.ReadFile(m.mounts)
 	if err != nil || !m.root {
 		return nil
 	}

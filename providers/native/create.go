@@ -130,6 +130,7 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 		{"root/root", 0o700, true},
 		{"root/tmp", 0o1777, true},
 		{"root/var", 0o755, true},
+		{"root/var/tmp", 0o1777, true},
 		{"etc", 0o755, true},
 		{"etc/upper", 0o755, true},
 		{"etc/work", 0o755, true},

@@ -58,48 +58,46 @@ func stage(conn *os.File) error {
 	if err := json.Unmarshal(line, &pl); err != nil {
 		return fmt.Errorf("read plan: %w", err)
 	}
-	// The agent has put us into our cgroups by now.
-	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return fmt.Errorf("cgroup namespace: %w", err)
-	}
-	// The agent's session keyring is none of the guest's business. A kernel
-	// without keyrings has nothing to hide.
-	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("session keyring: %w", err)
-	}
-	if err := buildRoot(&pl); err != nil {
-		return err
-	}
-	if pl.OwnNetwork {
-		if err := configureNetwork(pl); err != nil {
-			return fmt.Errorf("network: %w", err)
+	for _, step := range []struct {
+		what string
+		do   func() error
+	}{
+		// The agent has put us into our cgroups by now.
+		{"cgroup namespace", func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) }},
+		{"session keyring", leaveKeyring},
+		{"file system", func() error { return buildRoot(&pl) }},
+		{"network", func() error { return configureNetwork(pl) }},
+		{"host name", func() error { return unix.Sethostname([]byte(pl.Hostname)) }},
+		{"user namespaces", forbidUserNamespaces},
+		{"kernel settings", sealProc},
+		{"processes", func() error { return limitProcesses(pl.PIDs) }},
+		{"working folder", func() error { return unix.Chdir(pl.Dir) }},
+		{"privileges", confine},
+		{"node agent", func() error { _, err := conn.WriteString(handover); return err }},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
-	if err := unix.Sethostname([]byte(pl.Hostname)); err != nil {
-		return fmt.Errorf("host name: %w", err)
-	}
-	if err := forbidUserNamespaces(); err != nil {
-		return err
-	}
-	if err := sealProc(); err != nil {
-		return err
-	}
-	if err := unix.Chdir("/workspace"); err != nil && !pl.Probe {
-		return fmt.Errorf("enter /workspace: %w", err)
-	}
-	if pl.PIDs > 0 {
-		n := uint64(pl.PIDs)
-		if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: n, Max: n}); err != nil {
-			return fmt.Errorf("limit processes: %w", err)
-		}
-	}
-	if err := confine(); err != nil {
-		return err
-	}
-	if _, err := conn.WriteString(handover); err != nil || pl.Probe {
-		return err
+	if pl.Probe {
+		return nil
 	}
 	return fmt.Errorf("run %s: %w", pl.Argv[0], syscall.Exec(pl.Argv[0], pl.Argv, pl.Env))
+}
+
+// leaveKeyring takes a new session keyring: the agent's is none of the guest's
+// business. A kernel without keyrings has nothing to hide.
+func leaveKeyring() error {
+	_, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return err
+}
+
+func limitProcesses(most int64) error {
+	n := uint64(most) //nolint:gosec // Create refuses negative ones
+	return unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: n, Max: n})
 }
 
 // buildRoot makes the instance's file system and leaves the machine's. All that
@@ -129,6 +127,7 @@ func buildRoot(pl *plan) error {
 	if err := mountAt(proc, "/proc", false); err != nil {
 		return err
 	}
+	pl.Links["/var/run"], pl.Links["/var/lock"] = "/run", "/run/lock"
 	for path, to := range pl.Links {
 		if err := symlink(path, to); err != nil {
 			return err
@@ -142,26 +141,13 @@ func buildRoot(pl *plan) error {
 	if err := mountDev(pl); err != nil {
 		return err
 	}
-	for _, m := range []struct{ target, data string }{
-		{"/run", "mode=0755,size=64m"},
-		{"/sys", "mode=0555,size=4k,nr_inodes=1"},
-	} {
-		if err := mountTmp(m.target, m.data); err != nil {
-			return err
-		}
+	if err := errors.Join(mountTmp("/run", "mode=0755,size=64m"), mountTmp("/sys", "mode=0555,size=4k,nr_inodes=1")); err != nil {
+		return err
 	}
-	for path, to := range map[string]string{"/var/run": "/run", "/var/lock": "/run/lock"} {
-		if err := symlink(path, to); err != nil {
-			return err
-		}
-	}
-	for _, dir := range []string{"/run/lock", "/var/tmp", "/var/lib", "/var/cache", "/var/log"} {
+	for _, dir := range []string{"/run/lock", "/var/lib", "/var/cache", "/var/log"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-	}
-	if err := os.Chmod("/var/tmp", 0o777|os.ModeSticky); err != nil {
-		return err
 	}
 	if pl.EtcLower.Path == "" {
 		return nil
@@ -279,25 +265,21 @@ func mountDev(pl *plan) error {
 	if err := place("/dev/pts", false); err != nil {
 		return err
 	}
-	data := "newinstance,ptmxmode=0666,mode=0620"
+	terminals := "newinstance,ptmxmode=0666,mode=0620"
 	if pl.Range {
-		data += ",gid=5" // tty, as on every distribution
+		terminals += ",gid=5" // tty, as on every distribution
 	}
-	if err := unix.Mount("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, data); err != nil {
+	if err := unix.Mount("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, terminals); err != nil {
 		return fmt.Errorf("mount /dev/pts: %w", err)
 	}
-	if err := mountTmp("/dev/shm", "mode=1777,size=512m"); err != nil {
-		return err
-	}
+	errs := []error{mountTmp("/dev/shm", "mode=1777,size=512m")}
 	for name, to := range map[string]string{
 		"ptmx": "pts/ptmx", "fd": "/proc/self/fd",
 		"stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
 	} {
-		if err := os.Symlink(to, "/dev/"+name); err != nil {
-			return err
-		}
+		errs = append(errs, os.Symlink(to, "/dev/"+name))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // secrets below /etc that a group of the agent's user might read. Who runs the
@@ -386,10 +368,7 @@ func hide(path string) error {
 // forbidUserNamespaces counts for the instance's own user namespace alone. What
 // nested ones would allow a kernel's bug to do is more than they give.
 func forbidUserNamespaces() error {
-	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
-		return fmt.Errorf("forbid user namespaces: %w", err)
-	}
-	return nil
+	return os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
 }
 
 // sealProc takes away what /proc shows of or lets change in the kernel, as
@@ -419,30 +398,28 @@ func sealProc() error {
 // configureNetwork brings up loopback and, where the agent has made one, the
 // way out.
 func configureNetwork(pl plan) error {
+	if !pl.OwnNetwork {
+		return nil
+	}
 	nl, err := dialNetlink()
 	if err != nil {
 		return err
 	}
 	defer nl.close()
-	if err := nl.up("lo"); err != nil {
-		return err
-	}
 	last := 0
 	if pl.Range {
 		last = idsPerInstance - 1
 	}
-	// Lets ping work without CAP_NET_RAW.
-	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 "+strconv.Itoa(last)), 0); err != nil {
+	err = errors.Join(
+		nl.up("lo"),
+		// Lets ping work without CAP_NET_RAW.
+		os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 "+strconv.Itoa(last)), 0),
+	)
+	if err != nil || pl.Address == "" {
 		return err
-	}
-	if pl.Address == "" {
-		return nil
 	}
 	if err := nl.address(guestInterface, pl.Address); err != nil {
 		return err
 	}
-	if err := nl.up(guestInterface); err != nil {
-		return err
-	}
-	return nl.defaultRoute(pl.Gateway)
+	return errors.Join(nl.up(guestInterface), nl.defaultRoute(pl.Gateway))
 }

@@ -139,7 +139,7 @@ func TestBuildRootRefusals(t *testing.T) {
 }
 
 func TestProbeRoot(t *testing.T) {
-	pl := plan{Probe: true, Trees: []tree{{Target: "/usr", Path: "/usr"}}}
+	pl := plan{Probe: true, Links: map[string]string{}, Trees: []tree{{Target: "/usr", Path: "/usr"}}}
 	if err := inNamespaces(t, func() error { return buildRoot(&pl) }); err != nil {
 		t.Error(err)
 	}
@@ -162,16 +162,16 @@ func TestConfigureNetwork(t *testing.T) {
 		})
 	}
 	pair := func(nl *netlink) error { return nl.veth("other", guestInterface, unix.Gettid()) }
-	if err := up(plan{}, nil); err != nil {
+	if err := up(plan{OwnNetwork: true}, nil); err != nil {
 		t.Error(err)
 	}
-	if err := up(plan{Range: true, Address: "10.231.0.2/30", Gateway: "10.231.0.1"}, pair); err != nil {
+	if err := up(plan{OwnNetwork: true, Range: true, Address: "10.231.0.2/30", Gateway: "10.231.0.1"}, pair); err != nil {
 		t.Error(err)
 	}
-	if err := up(plan{Address: "10.231.0.2/30", Gateway: "10.231.0.1"}, nil); err == nil {
+	if err := up(plan{OwnNetwork: true, Address: "10.231.0.2/30", Gateway: "10.231.0.1"}, nil); err == nil {
 		t.Error("configured an interface that is not there")
 	}
-	if err := up(plan{Address: "10.231.0.2/30", Gateway: "192.0.2.1"}, pair); err == nil {
+	if err := up(plan{OwnNetwork: true, Address: "10.231.0.2/30", Gateway: "192.0.2.1"}, pair); err == nil {
 		t.Error("routed through a gateway out of reach")
 	}
 }

@@ -32,6 +32,7 @@ type machine struct {
 	idBase, idSlots uint32
 	uid, gid        uint32
 	iptables        string // "" when absent
+	mounts          string // the file that lists them
 	bootID          string
 	kernel          string
 	// mapped is false for a root that cannot map the pool, being itself inside a
@@ -40,7 +41,7 @@ type machine struct {
 }
 
 func thisMachine() machine {
-	m := machine{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())} //nolint:gosec // ids are 32 bits
+	m := machine{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mounts: "/proc/self/mounts"} //nolint:gosec // ids are 32 bits
 	m.root = m.uid == 0
 	if raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		m.bootID = strings.TrimSpace(string(raw))

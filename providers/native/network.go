@@ -7,7 +7,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -41,8 +43,13 @@ func (m machine) canNAT() bool { return m.root && m.iptables != "" }
 // join connects the child to its network and notes in pl what Init shall do.
 func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, pl *plan, r *run) error {
 	if kind == providers.NetworkHost {
-		pl.Files["resolv.conf"] = resolver(false)
-		return nil
+		raw, err := os.ReadFile(resolvConf)
+		if err == nil {
+			pl.Files["resolv.conf"] = string(raw)
+		} else if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return err
 	}
 	if kind != providers.NetworkPrivate || !p.machine.canNAT() {
 		return nil
@@ -86,7 +93,7 @@ func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, 
 	}
 	pl.Address = netip.PrefixFrom(inside, block.Bits()).String()
 	pl.Gateway = host.String()
-	pl.Files["resolv.conf"] = resolver(true)
+	pl.Files["resolv.conf"] = resolver(resolvConf, upstreams)
 	return nil
 }
 
@@ -219,26 +226,25 @@ func (p *Provider) iptables(ctx context.Context, args []string) error {
 	return nil
 }
 
-// resolver is the machine's resolv.conf for an instance. A resolver on the
-// machine's loopback is out of reach from another network namespace; systemd
-// keeps the real ones beside it.
-func resolver(other bool) string {
-	raw, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		return "# this machine has no /etc/resolv.conf\n"
-	}
-	if !other {
-		return string(raw)
-	}
-	if text := reachable(string(raw)); text != "" {
-		return text
-	}
-	if raw, err := os.ReadFile("/run/systemd/resolve/resolv.conf"); err == nil {
-		if text := reachable(string(raw)); text != "" {
-			return text
+// Where the machine's name servers are written down. A resolver on the machine's
+// loopback is out of reach from another network namespace; systemd keeps the real
+// ones in the second file.
+const (
+	resolvConf = "/etc/resolv.conf"
+	upstreams  = "/run/systemd/resolve/resolv.conf"
+)
+
+// resolver is the text of the first of files that has a name server which another
+// network namespace reaches.
+func resolver(files ...string) string {
+	for _, file := range files {
+		if raw, err := os.ReadFile(file); err == nil {
+			if text := reachable(string(raw)); text != "" {
+				return text
+			}
 		}
 	}
-	return "# the machine's name server listens on its loopback only, which a workspace does not reach\n"
+	return "# the machine's name server is missing or listens on its loopback only\n"
 }
 
 // reachable drops name servers on loopback; "" when none is left.

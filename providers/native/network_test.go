@@ -3,6 +3,7 @@
 package native
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -273,6 +274,55 @@ func TestResolver(t *testing.T) {
 		if got := reachable(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestResolverFiles(t *testing.T) {
+	stub, real := filepath.Join(t.TempDir(), "stub"), filepath.Join(t.TempDir(), "real")
+	if err := os.WriteFile(stub, []byte("nameserver 127.0.0.53\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text := resolver(stub, real); !strings.HasPrefix(text, "#") {
+		t.Error(text)
+	}
+	if err := os.WriteFile(real, []byte("nameserver 192.0.2.53\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text := resolver(stub, real); text != "nameserver 192.0.2.53\n" {
+		t.Error(text)
+	}
+}
+
+// In a network that nothing was done to yet.
+func TestOpenWay(t *testing.T) {
+	r := newRig(t)
+	if !r.machine.canNAT() {
+		t.Skip("needs a root agent with iptables")
+	}
+	err := inNamespaces(t, func() error {
+		for range 2 {
+			if err := r.openWay(t.Context()); err != nil {
+				return err
+			}
+		}
+		raw, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+		if err == nil && strings.TrimSpace(string(raw)) != "1" {
+			err = errors.New("forwarding is off")
+		}
+		out, lerr := exec.Command(r.machine.iptables, "-S", "FORWARD").Output()
+		rules := strings.Split(strings.TrimSpace(string(out)), "\n")
+		if lerr != nil || len(rules) != 4 || !strings.HasSuffix(rules[1], "DROP") {
+			err = errors.Join(err, lerr, errors.New(string(out)))
+		}
+		err = errors.Join(err, r.closeWay(t.Context()), r.closeWay(t.Context()))
+		out, lerr = exec.Command(r.machine.iptables, "-S", "FORWARD").Output()
+		if lerr != nil || strings.Contains(string(out), ruleComment) {
+			err = errors.Join(err, lerr, errors.New(string(out)))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

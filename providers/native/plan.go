@@ -36,8 +36,10 @@ type plan struct {
 	PIDs             int64
 	// Range: there is more than one user id.
 	Range bool
-	Argv  []string
-	Env   []string
+	// Dir is where the guest begins.
+	Dir  string
+	Argv []string
+	Env  []string
 }
 
 // tree is a mount for the instance: opened by the agent, who may reach what the
@@ -81,6 +83,7 @@ func (p *Provider) plan(ws string, r record) plan {
 		OwnNetwork: r.Network != providers.NetworkHost,
 		PIDs:       r.Resources.PIDs,
 		Range:      p.machine.root,
+		Dir:        providers.Project,
 		Argv: []string{
 			providers.GuestProgram,
 			"--link", providers.GuestLink + "/" + providers.GuestSocket,

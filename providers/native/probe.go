@@ -57,7 +57,8 @@ func (p *Provider) try(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, output.Close()) }()
 	pl := plan{
-		Probe: true, Hostname: "probe", OwnNetwork: true, Range: p.machine.root, PIDs: DefaultPIDs,
+		Probe: true, Hostname: "probe", OwnNetwork: true, Range: p.machine.root, PIDs: DefaultPIDs, Dir: "/",
+		Links:   map[string]string{},
 		Trees:   []tree{{Target: "/usr", Path: "/usr"}, {Target: providers.GuestProgram, Path: p.guest, File: true}},
 		Devices: []tree{{Target: "/dev/null", Path: "/dev/null", File: true, Writable: true, Device: true}},
 	}
