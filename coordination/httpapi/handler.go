@@ -123,7 +123,7 @@ type call struct {
 	principal coordination.Principal
 	// workspace is the name in the path of a guest's call.
 	workspace string
-	// release gives back what the call holds of the handler's.
+	// release gives back the place of a large message. It may be called again.
 	release func()
 }
 

@@ -246,6 +246,29 @@ func TestCallerGoesAway(t *testing.T) {
 	}
 }
 
+// A command that goes on for long keeps no place for the large message that
+// began it.
+func TestLongCallsKeepNoPlace(t *testing.T) {
+	w := newWorld(t, nil)
+	w.guest.attached, w.guest.released = make(chan struct{}), make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	processes := guestv1connect.NewProcessServiceClient(w.client, wire.BaseURL+"/workspaces/hello/guest")
+	stdin := make([]byte, 2*largeMessage)
+	if _, err := processes.Start(ctx, &guestv1.StartRequest{ProcessId: "p", Argv: []string{"cat"}, StdinOpen: true, Stdin: stdin}); err != nil {
+		t.Fatal(err)
+	}
+	<-w.guest.attached
+	if got := w.guest.start.GetStdin(); len(got) != len(stdin) {
+		t.Errorf("%d bytes of input came", len(got))
+	}
+	if n := len(w.handler.large); n != 0 {
+		t.Errorf("%d places are taken", n)
+	}
+	cancel()
+	<-w.guest.released
+}
+
 func TestPassedOnRequests(t *testing.T) {
 	w := newWorld(t, nil)
 	files := guestv1connect.NewFileServiceClient(w.client, wire.BaseURL+"/workspaces/hello/guest", connect.WithInterceptors(

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -84,7 +85,7 @@ func (h *handler) peek(c *call, r *http.Request) (protoreflect.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Body = &rejoined{Reader: io.MultiReader(bytes.NewReader(raw), r.Body), Closer: r.Body}
+	r.Body = &rejoined{first: raw, rest: r.Body, passed: c.close}
 	if s.enveloped && len(raw) == 0 {
 		return message, nil
 	}
@@ -104,11 +105,27 @@ func (h *handler) peek(c *call, r *http.Request) (protoreflect.Message, error) {
 	return message, nil
 }
 
-// rejoined is a body of which the beginning was read.
+// rejoined is a body of which the beginning was read. passed is called when that
+// was read again; the rest may go on for hours.
 type rejoined struct {
-	io.Reader
-	io.Closer
+	first  []byte
+	rest   io.ReadCloser
+	passed func()
 }
+
+func (b *rejoined) Read(p []byte) (int, error) {
+	if len(b.first) == 0 {
+		return b.rest.Read(p)
+	}
+	n := copy(p, b.first)
+	if b.first = b.first[n:]; len(b.first) == 0 {
+		b.first = nil
+		b.passed()
+	}
+	return n, nil
+}
+
+func (b *rejoined) Close() error { return b.rest.Close() }
 
 // named says which call an error is about.
 func named(c *call, err error) error {
@@ -171,7 +188,7 @@ func (h *handler) readBody(c *call, r *http.Request) ([]byte, error) {
 }
 
 // reserve refuses a message that is too large, and finds a place for a large
-// one, which the call keeps to its end.
+// one, which the call keeps until the message was passed on.
 func (h *handler) reserve(ctx context.Context, c *call, size int64) error {
 	if size > maxMessage {
 		return named(c, tooLarge())
@@ -181,7 +198,7 @@ func (h *handler) reserve(ctx context.Context, c *call, size int64) error {
 	}
 	select {
 	case h.large <- struct{}{}:
-		c.release = func() { <-h.large }
+		c.release = sync.OnceFunc(func() { <-h.large })
 		return nil
 	case <-ctx.Done():
 		return named(c, ctx.Err())
