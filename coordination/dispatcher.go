@@ -215,6 +215,7 @@ func (s *Server) recordOutcome(ctx context.Context, l *link, op store.Operation,
 		return
 	}
 	s.waiters.wake(op.ID)
+	s.waiters.wake(workspaceKey(ws.ID))
 	if out.failure != nil {
 		l.log.WarnContext(ctx, "operation failed", "operation", op.ID, "verb", op.Verb, "workspace", ws.Name, "error", fmt.Sprint(out.failure))
 		return

@@ -226,7 +226,7 @@ func (a *fakeAgent) Apply(ctx context.Context, req *nodeagentv1.ApplyRequest) (*
 	a.done[req.GetOperationId()]++
 	o := &nodeagentv1.ObservedWorkspace{
 		WorkspaceId: req.GetWorkspaceId(), Generation: req.GetGeneration(), OperationId: req.GetOperationId(),
-		Instance: "vendetta-" + req.GetWorkspaceId(), Linked: true,
+		Instance: "vendetta-" + req.GetWorkspaceId(),
 	}
 	switch req.GetDesired() {
 	case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
@@ -236,11 +236,12 @@ func (a *fakeAgent) Apply(ctx context.Context, req *nodeagentv1.ApplyRequest) (*
 	default:
 		o.State, o.Instance = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN, ""
 	}
+	o.Linked = o.GetState() == vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
 	if a.wrong {
 		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING
 	}
 	if e := a.fail[req.GetDesired()]; e != nil {
-		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
+		o.State, o.Linked = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED, req.GetDesired() != vendettav1.DesiredState_DESIRED_STATE_RUNNING
 		o.ErrorCode, o.Message, o.Next = string(e.Code), e.Message, e.Next
 	}
 	a.journal[req.GetWorkspaceId()] = o

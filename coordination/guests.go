@@ -25,34 +25,67 @@ func (s *Server) Guest(ctx context.Context, workspace string, bulk bool) (worksp
 	if err := s.awaitRun(ctx); err != nil {
 		return "", nil, err
 	}
-	ws, node, op, err := s.workspace(ctx, workspace)
+	ws, node, _, err := s.workspace(ctx, workspace)
 	if err != nil {
 		return "", nil, err
 	}
 	if err := s.reachable(ctx, ws.NodeID, node); err != nil {
 		return "", nil, err
 	}
-	if op.State == vendettav1.OperationState_OPERATION_STATE_PENDING && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_RUNNING &&
-		ws.State != vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING {
-		if _, err := s.waitOperation(ctx, op.ID, guestPatience); err != nil {
+	if onItsWay(ws) {
+		if ws, err = s.settled(ctx, workspace, ws.ID); err != nil {
 			return "", nil, err
 		}
-		if ws, _, _, err = s.workspace(ctx, workspace); err != nil {
-			return "", nil, err
-		}
-	}
-	if err := guestReady(ws); err != nil {
-		return "", nil, err
 	}
 	l := s.linkTo(ws.NodeID)
 	if l == nil {
 		return "", nil, api.Errorf(api.Unavailable, "node %s: it is being removed", node).WithNext("vendetta node list")
+	}
+	// A workspace whose last change failed may well have a guest.
+	if err := guestReady(ws); err != nil && (ws.State != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED || !l.linked(ws.ID)) {
+		return "", nil, err
 	}
 	if bulk {
 		return ws.ID, l.bulk, nil
 	}
 	return ws.ID, l.guests, nil
 }
+
+// onItsWay tells whether a workspace should have a guest soon: it is being
+// created, comes back after a reboot, or its node agent has just begun to look.
+func onItsWay(ws store.Workspace) bool {
+	if ws.Desired != vendettav1.DesiredState_DESIRED_STATE_RUNNING {
+		return false
+	}
+	return ws.State == vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING || ws.State == vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN
+}
+
+// settled waits, within guestPatience, until a workspace is no more on its way.
+func (s *Server) settled(ctx context.Context, name, id string) (store.Workspace, error) {
+	timer := time.NewTimer(guestPatience)
+	defer timer.Stop()
+	for {
+		changed, giveBack := s.waiters.wait(workspaceKey(id))
+		ws, _, _, err := s.workspace(ctx, name)
+		if err != nil || !onItsWay(ws) {
+			giveBack()
+			return ws, err
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			giveBack()
+			return ws, nil
+		case <-ctx.Done():
+			giveBack()
+			return ws, api.From(ctx.Err())
+		}
+		giveBack()
+	}
+}
+
+// workspaceKey is under what changes of a workspace are waited for.
+func workspaceKey(id string) string { return "workspace/" + id }
 
 // guestReady says why a workspace has no guest to talk to, nil when it has one.
 func guestReady(ws store.Workspace) error {
@@ -63,7 +96,7 @@ func guestReady(ws store.Workspace) error {
 	switch ws.State {
 	case vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING:
 		return nil
-	case vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING:
+	case vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING, vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN:
 		return api.Errorf(api.Unavailable, "workspace %s: it is not up yet", ws.Name).WithNext(status+", then try again", ws.Name)
 	case vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED:
 		e := api.Errorf(api.FailedPrecondition, "workspace %s: it failed: %s", ws.Name, ws.Message)

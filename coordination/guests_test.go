@@ -11,7 +11,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/vendetta-dev/vendetta/coordination/api"
+	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
 	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 	"github.com/vendetta-dev/vendetta/coordination/api/wire"
 	"github.com/vendetta-dev/vendetta/coordination/store"
@@ -162,10 +165,93 @@ func TestGuestWaitsForCreation(t *testing.T) {
 	})
 }
 
+// After a reboot the node agent says unknown first, then that it brings the
+// workspace back; a call that comes too early waits for that.
+func TestGuestWaitsForTheWayBack(t *testing.T) {
+	inWorld(t, []string{""}, func(ctx context.Context, w *world) {
+		w.addLocal(ctx)
+		w.create(ctx, "x", nil)
+		agent := w.fleet.agent("")
+		id := w.get(ctx, "x").GetId()
+		report := func(state vendettav1.WorkspaceState) {
+			agent.set(func() {
+				agent.journal[id].State = state
+				agent.changed()
+			})
+			synctest.Wait()
+		}
+		report(vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN)
+		found := make(chan error, 1)
+		go func() {
+			_, _, err := w.server.Guest(ctx, "x", false)
+			found <- err
+		}()
+		synctest.Wait()
+		report(vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING)
+		select {
+		case err := <-found:
+			t.Fatalf("did not wait: %v", err)
+		default:
+		}
+		report(running)
+		if err := <-found; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A change that failed leaves the guest of a running instance reachable.
+func TestGuestOfFailedChange(t *testing.T) {
+	inWorld(t, []string{""}, func(ctx context.Context, w *world) {
+		w.addLocal(ctx)
+		w.create(ctx, "x", nil)
+		agent := w.fleet.agent("")
+		agent.set(func() {
+			agent.fail[vendettav1.DesiredState_DESIRED_STATE_STOPPED] = api.Errorf(api.Internal, "it does not end")
+		})
+		resp, err := w.server.StopWorkspace(ctx, &vendettav1.StopWorkspaceRequest{Name: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.wait(ctx, resp.GetOperation().GetId())
+		if ws := w.get(ctx, "x"); ws.GetState() != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED {
+			t.Errorf("%v", ws)
+		}
+		if _, _, err := w.server.Guest(ctx, "x", false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestOvertakenObservations(t *testing.T) {
+	at := func(generation int64, d time.Duration) *nodeagentv1.ObservedWorkspace {
+		return &nodeagentv1.ObservedWorkspace{Generation: generation, At: timestamppb.New(epoch.Add(d))}
+	}
+	have := at(2, time.Second)
+	for name, c := range map[string]struct {
+		o    *nodeagentv1.ObservedWorkspace
+		have *nodeagentv1.ObservedWorkspace
+		want bool
+	}{
+		"first":            {at(1, 0), nil, false},
+		"older":            {at(2, 0), have, true},
+		"same":             {at(2, time.Second), have, false},
+		"newer":            {at(2, 2*time.Second), have, false},
+		"next generation":  {at(3, 0), have, false},
+		"clock was set":    {at(2, -time.Hour), have, false},
+		"older generation": {at(1, 0), have, true},
+	} {
+		if got := overtaken(c.o, c.have); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
 func TestGuestReady(t *testing.T) {
 	for state, code := range map[vendettav1.WorkspaceState]api.Code{
 		vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING:  "",
 		vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING: api.Unavailable,
+		vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN:  api.Unavailable,
 		vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPING: api.FailedPrecondition,
 		vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED:  api.FailedPrecondition,
 		vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN:     api.FailedPrecondition,

@@ -276,31 +276,50 @@ func (l *link) take(ctx context.Context, m *nodeagentv1.WatchResponse) {
 		observed[o.GetWorkspaceId()] = o
 	}
 	l.mu.Lock()
+	first := !l.up
 	var changed []*nodeagentv1.ObservedWorkspace
 	for id, o := range observed {
-		if !l.up || !sameObservation(l.observed[id], o) {
+		have := l.observed[id]
+		if overtaken(o, have) {
+			observed[id] = have
+		} else if first || !sameObservation(have, o) {
 			changed = append(changed, o)
 		}
 	}
+	l.mu.Unlock()
+
+	// What is stored comes before what is announced: who waits for the link
+	// finds the states that came with it.
+	if first {
+		l.log.InfoContext(ctx, "node is ready")
+		l.server.recordNode(ctx, l.nodeID, vendettav1.NodeState_NODE_STATE_READY, "", m.GetReport())
+	}
+	l.server.recordObserved(ctx, l.nodeID, changed)
+
+	l.mu.Lock()
 	l.observed = observed
 	l.report = m.GetReport()
 	l.reported = l.server.now()
-	first := !l.up
 	l.up, l.lost, l.failure = true, false, nil
 	if first {
 		l.sessions++
 		l.announce()
 	}
 	l.mu.Unlock()
-
-	if first {
-		l.log.InfoContext(ctx, "node is ready")
-		l.server.recordNode(ctx, l.nodeID, vendettav1.NodeState_NODE_STATE_READY, "", m.GetReport())
-	}
-	l.server.recordObserved(ctx, l.nodeID, changed)
 	if first {
 		l.server.reconcileSoon()
 	}
+}
+
+// overtaken tells whether an observation is older than what an answer on
+// another stream said already. More than a moment between the two means that
+// the node's clock was set.
+func overtaken(o, have *nodeagentv1.ObservedWorkspace) bool {
+	if have == nil || o.GetGeneration() > have.GetGeneration() {
+		return false
+	}
+	ahead := have.GetAt().AsTime().Sub(o.GetAt().AsTime())
+	return ahead > 0 && ahead < heartbeatInterval
 }
 
 // sameObservation tells whether b says nothing new, whenever it was made.
@@ -415,6 +434,13 @@ func (l *link) renew() int {
 
 // unprefixed is a node's failure without the words that say which node.
 func unprefixed(node, message string) string { return strings.TrimPrefix(message, "node "+node+": ") }
+
+// linked tells whether the guest of a workspace was last seen on its link.
+func (l *link) linked(workspaceID string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.observed[workspaceID].GetLinked()
+}
 
 // linkView is what a link knows at one moment.
 type linkView struct {

@@ -21,47 +21,48 @@ const (
 	mostOperations    = 1000
 )
 
-// waiters wakes those who wait for the end of an operation.
+// waiters wakes those who wait for the end of an operation, by its id, or for a
+// change of a workspace, by its workspaceKey.
 type waiters struct {
 	mu    sync.Mutex
-	byOp  map[string]chan struct{}
-	count map[string]int
+	byKey map[string]*waited
 }
 
-// wait returns a channel that is closed when the operation ends, and a function
-// that gives it back.
-func (w *waiters) wait(operationID string) (<-chan struct{}, func()) {
+// waited is closed when what it stands for happens.
+type waited struct {
+	happened chan struct{}
+	waiting  int
+}
+
+// wait returns a channel that is closed when key is woken, and a function that
+// gives it back.
+func (w *waiters) wait(key string) (<-chan struct{}, func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.byOp == nil {
-		w.byOp, w.count = map[string]chan struct{}{}, map[string]int{}
+	if w.byKey == nil {
+		w.byKey = map[string]*waited{}
 	}
-	ended := w.byOp[operationID]
-	if ended == nil {
-		ended = make(chan struct{})
-		w.byOp[operationID] = ended
+	event := w.byKey[key]
+	if event == nil {
+		event = &waited{happened: make(chan struct{})}
+		w.byKey[key] = event
 	}
-	w.count[operationID]++
-	return ended, func() {
+	event.waiting++
+	return event.happened, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.byOp[operationID] != ended {
-			return
-		}
-		if w.count[operationID]--; w.count[operationID] == 0 {
-			delete(w.byOp, operationID)
-			delete(w.count, operationID)
+		if event.waiting--; event.waiting == 0 && w.byKey[key] == event {
+			delete(w.byKey, key)
 		}
 	}
 }
 
-func (w *waiters) wake(operationID string) {
+func (w *waiters) wake(key string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if ended := w.byOp[operationID]; ended != nil {
-		close(ended)
-		delete(w.byOp, operationID)
-		delete(w.count, operationID)
+	if event := w.byKey[key]; event != nil {
+		close(event.happened)
+		delete(w.byKey, key)
 	}
 }
 

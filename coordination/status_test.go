@@ -101,7 +101,7 @@ func TestOperations(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if len(w.server.waiters.byOp) != 0 || len(w.server.waiters.count) != 0 {
+		if len(w.server.waiters.byKey) != 0 {
 			t.Error("waiters that have gone are kept")
 		}
 		close(hold)

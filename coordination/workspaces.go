@@ -538,7 +538,9 @@ func (s *Server) recordObserved(ctx context.Context, nodeID string, observed []*
 	if len(observed) == 0 {
 		return
 	}
+	var news []string
 	err := s.store.Update(ctx, func(tx store.Tx) error {
+		news = nil
 		for _, o := range observed {
 			ws, err := tx.Workspace(o.GetWorkspaceId())
 			if errors.Is(err, store.ErrNotFound) || (err == nil && ws.NodeID != nodeID) {
@@ -552,12 +554,16 @@ func (s *Server) recordObserved(ctx context.Context, nodeID string, observed []*
 				if err := tx.UpdateWorkspace(ws); err != nil {
 					return err
 				}
+				news = append(news, ws.ID)
 			}
 		}
 		return nil
 	})
 	if err != nil && ctx.Err() == nil {
 		s.log.ErrorContext(ctx, "record observed workspaces", "error", err)
+	}
+	for _, id := range news {
+		s.waiters.wake(workspaceKey(id))
 	}
 }
 
