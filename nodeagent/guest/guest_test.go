@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
 	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1/guestv1connect"
@@ -278,7 +276,7 @@ func TestExec(t *testing.T) {
 func TestServeLinkRedials(t *testing.T) {
 	r := newRig(t)
 	r.sh("true")
-	r.client.Transport.(*http2.Transport).CloseIdleConnections()
+	r.client.CloseIdleConnections()
 	if got := r.sh("echo again"); string(got.out) != "again\n" {
 		t.Errorf("got %q", got.out)
 	}

@@ -2,14 +2,11 @@ package wire
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // HTTP/2's defaults (16 KiB frames, 64 KiB windows) halve bulk speed; these were
@@ -141,22 +138,6 @@ func (g *gate) wait() {
 	g.ended = true
 	g.mu.Unlock()
 	g.running.Wait()
-}
-
-// NewTransport returns a client that keeps one HTTP/2 connection, made by dial
-// and made anew after it was lost. Every idle connection is pinged.
-func NewTransport(dial func(context.Context) (net.Conn, error)) *http2.Transport {
-	return &http2.Transport{
-		AllowHTTP:          true,
-		DisableCompression: true,
-		MaxHeaderListSize:  headerBytes,
-		MaxReadFrameSize:   frameSize,
-		ReadIdleTimeout:    pingAfter,
-		PingTimeout:        pingTimeout,
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-			return dial(ctx)
-		},
-	}
 }
 
 // NewConn makes conn an HTTP/2 client connection that its caller keeps: requests

@@ -25,7 +25,7 @@ func TestServeTakesHTTP1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if body, _ := io.ReadAll(res.Body); string(body) != "HTTP/1.1" {
 		t.Fatalf("got %q", body)
 	}
@@ -41,7 +41,7 @@ func TestEarlyEndOverHTTP1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	_, _ = io.WriteString(conn, "POST /x HTTP/1.1\r\nHost: vendetta\r\nContent-Length: 100\r\n\r\nfirst")
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	status := make([]byte, 12)
@@ -70,7 +70,7 @@ func TestServeWaitsForRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	lost := make(chan struct{})
 	conn.SetStateHook(func(c *http.ClientConn) {
 		if c.Err() != nil {
@@ -84,7 +84,10 @@ func TestServeWaitsForRequests(t *testing.T) {
 	failed := make(chan error, 1)
 	go func() {
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, wire.BaseURL+"/x", nil)
-		_, err := conn.RoundTrip(req)
+		res, err := conn.RoundTrip(req)
+		if err == nil {
+			_ = res.Body.Close()
+		}
 		failed <- err
 	}()
 	<-begun

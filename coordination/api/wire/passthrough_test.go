@@ -137,7 +137,7 @@ func TestEarlyEndWithOpenRequest(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				defer res.Body.Close()
+				defer func() { _ = res.Body.Close() }()
 				body, err := io.ReadAll(res.Body)
 				if err != nil || string(body) != "early" || res.StatusCode != status {
 					t.Errorf("got %d %q %v", res.StatusCode, body, err)
@@ -176,7 +176,7 @@ func TestFullDuplex(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		defer res.Body.Close()
+		defer func() { _ = res.Body.Close() }()
 		buf := make([]byte, 4)
 		for i := range 50 {
 			word := fmt.Sprintf("%04d", i)
@@ -279,7 +279,7 @@ func TestDeadUpstream(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					defer res.Body.Close()
+					defer func() { _ = res.Body.Close() }()
 					body, _ := io.ReadAll(res.Body)
 					if res.StatusCode < 400 || !bytes.Contains(body, []byte(`"message"`)) {
 						t.Errorf("got %d %s", res.StatusCode, body)
@@ -328,7 +328,7 @@ func TestHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	_, _ = io.ReadAll(res.Body)
 	for _, name := range []string{"Authorization", "Cookie", "X-Forwarded-For", "X-Forwarded-Host", "Forwarded"} {
 		if got.Get(name) != "" {
@@ -383,7 +383,7 @@ func TestStalledReaderBoundsMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	// Back-pressure has reached the source when it writes no more.
 	var n int64
 	for quietly := false; !quietly; {
@@ -426,7 +426,7 @@ func TestLostInTheAnswer(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		defer res.Body.Close()
+		defer func() { _ = res.Body.Close() }()
 		if body, err := io.ReadAll(res.Body); err == nil {
 			t.Errorf("a cut answer looks whole: %q", body)
 		}
