@@ -3,6 +3,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,7 @@ func confine() error {
 			continue
 		}
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
-		if err == unix.EINVAL { //nolint:errorlint // beyond the kernel's last capability
+		if errors.Is(err, unix.EINVAL) { // beyond the kernel's last capability
 			break
 		}
 		if err != nil {
@@ -37,7 +38,7 @@ func confine() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("clear ambient capabilities: %w", err)
 	}
-	low, high := uint32(kept&0xffffffff), uint32(kept>>32) //nolint:gosec // the halves of 64 bits
+	low, high := uint32(kept&0xffffffff), uint32(kept>>32)
 	data := [2]unix.CapUserData{
 		{Effective: low, Permitted: low},
 		{Effective: high, Permitted: high},

@@ -213,7 +213,7 @@ func TestBadStateFolder(t *testing.T) {
 	}
 	ctx := t.Context()
 	below := New(Options{ServerID: "s1", StateDir: filepath.Join(file, "x")})
-	defer below.Close()
+	defer func() { _ = below.Close() }()
 	if _, err := below.Create(ctx, spec("w1")); err == nil {
 		t.Error("created below a file")
 	}
@@ -366,4 +366,92 @@ func TestGroupInUse(t *testing.T) {
 	if err := removeGroups(ctx, last.Cgroups); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// What Start cannot make leaves the instance as it was.
+func TestStartRefused(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	if _, err := r.Create(ctx, providers.Spec{Workspace: "w1", Network: providers.NetworkNone}); err != nil {
+		t.Fatal(err)
+	}
+	dir := r.instanceDir("w1")
+	refused := func(what string) {
+		t.Helper()
+		if err := r.Start(ctx, "w1"); err == nil {
+			t.Errorf("%s: started", what)
+		}
+		if s := r.state("w1"); s != providers.StateStopped {
+			t.Errorf("%s: %s", what, s)
+		}
+	}
+	for what, path := range map[string]string{
+		"log": filepath.Join(dir, "guest.log"), "record": filepath.Join(dir, runFile+".new"),
+	} {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		refused(what)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	if r.machine.root {
+		r.machine.mounts = filepath.Join(r.dir, "mounts")
+		if err := os.WriteFile(r.machine.mounts, []byte("cgroup /proc/absent cgroup rw,pids 0 0\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refused("groups")
+		r.machine.mounts = thisMachine().mounts
+	}
+	// What an earlier run held must be cleared first.
+	held := filepath.Join(r.dir, "held")
+	if err := os.MkdirAll(filepath.Join(held, "in use"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(filepath.Join(dir, runFile), run{Cgroups: []string{held}}); err != nil {
+		t.Fatal(err)
+	}
+	refused("release")
+	if err := r.Stop(ctx, "w1", 0); err == nil {
+		t.Error("stopped with a group left")
+	}
+	if err := r.Destroy(ctx, "w1", true); err == nil {
+		t.Error("destroyed with a group left")
+	}
+	if err := os.RemoveAll(held); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(ctx, "w1"); err != nil {
+		t.Fatal(err)
+	}
+	r.want("w1", "echo well", "well")
+
+	// A link that cannot be made again.
+	r.renew()
+	if err := errors.Join(os.Rename(filepath.Join(dir, "link"), filepath.Join(dir, "was")), os.WriteFile(filepath.Join(dir, "link"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Connect(ctx, "w1"); err == nil {
+		t.Error("connected without a link")
+	}
+	if err := r.discard(r.volumeDir("w1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Connect(ctx, "w1"); err == nil {
+		t.Error("connected without a volume")
+	}
+}
+
+// An ordinary user of the workspace cannot pose as its guest.
+func TestOnlyRootIsTheGuest(t *testing.T) {
+	r := newRig(t)
+	if !r.machine.root {
+		t.Skip("there is one user inside")
+	}
+	r.up(providers.Spec{Workspace: "w1", Network: providers.NetworkNone})
+	r.want("w1", "echo first", "first")
+	r.want("w1", `(setpriv --reuid 1000 --clear-groups python3 -c 'import socket,time; s=socket.socket(socket.AF_UNIX); s.connect("/.vendetta/link/guest.sock"); print("in", flush=True); time.sleep(20)' > /tmp/out 2>&1 &); i=0; while [ ! -s /tmp/out ] && [ $i -lt 500 ]; do sleep 0.02; i=$((i+1)); done; cat /tmp/out`, "in")
+	delete(r.conns, "w1")
+	r.want("w1", "echo second", "second")
 }

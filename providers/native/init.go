@@ -96,7 +96,7 @@ func leaveKeyring() error {
 }
 
 func limitProcesses(most int64) error {
-	n := uint64(most) //nolint:gosec // Create refuses negative ones
+	n := uint64(most)
 	return unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: n, Max: n})
 }
 
@@ -307,7 +307,7 @@ func mountEtc(pl *plan) error {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // world-readable as on every machine
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}

@@ -128,7 +128,14 @@ func TestBuildRootRefusals(t *testing.T) {
 		"link":   {func(pl *plan) { pl.Links["/proc/absent/x"] = "y" }, "/proc/absent"},
 		"upper":  {func(pl *plan) { pl.EtcUpper.Path = "/etc/passwd" }, "mount "},
 		"files":  {func(pl *plan) { pl.Files["absent/hosts"] = "" }, "absent/hosts"},
-		"root":   {func(pl *plan) { pl.Root.Path = "/etc/passwd" }, "root"},
+		"lower":  {func(pl *plan) { pl.EtcLower.Path = "/etc/passwd" }, "mount /etc"},
+		"var": {func(pl *plan) {
+			dir := filepath.Join(pl.Root.Path, "var")
+			if err := errors.Join(os.RemoveAll(dir), os.Symlink("/proc/absent", dir)); err != nil {
+				panic(err)
+			}
+		}, "/var"},
+		"root": {func(pl *plan) { pl.Root.Path = "/etc/passwd" }, "root"},
 	} {
 		pl, _ := layout(t)
 		c.spoil(&pl)
@@ -161,7 +168,7 @@ func TestConfigureNetwork(t *testing.T) {
 			return configureNetwork(pl)
 		})
 	}
-	pair := func(nl *netlink) error { return nl.veth("other", guestInterface, unix.Gettid()) }
+	pair := func(nl *netlink) error { return nl.veth("other", unix.Gettid()) }
 	if err := up(plan{OwnNetwork: true}, nil); err != nil {
 		t.Error(err)
 	}

@@ -294,7 +294,7 @@ func TestAnotherServersInstances(t *testing.T) {
 	r := newRig(t)
 	r.up(providers.Spec{Workspace: "w1"})
 	other := New(Options{ServerID: "s2", StateDir: r.dir})
-	defer other.Close()
+	defer func() { _ = other.Close() }()
 	if all, err := other.List(t.Context()); err != nil || len(all) != 0 {
 		t.Error(all, err)
 	}

@@ -41,7 +41,7 @@ type machine struct {
 }
 
 func thisMachine() machine {
-	m := machine{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mounts: "/proc/self/mounts"} //nolint:gosec // ids are 32 bits
+	m := machine{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mounts: "/proc/self/mounts"}
 	m.root = m.uid == 0
 	if raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		m.bootID = strings.TrimSpace(string(raw))

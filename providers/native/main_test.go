@@ -43,13 +43,11 @@ func standIn(socket string) int {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM)
 	go func() {
-		for {
+		for range time.Tick(5 * time.Millisecond) {
 			conn, err := net.Dial("unix", socket)
-			if err != nil {
-				time.Sleep(5 * time.Millisecond) // a guest's redial, no test's wait
-				continue
+			if err == nil {
+				serve(conn)
 			}
-			serve(conn)
 		}
 	}()
 	<-end
@@ -57,7 +55,7 @@ func standIn(socket string) int {
 }
 
 func serve(conn net.Conn) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	lines := bufio.NewReader(conn)
 	for {
 		line, err := lines.ReadString('\n')
@@ -86,7 +84,7 @@ func dial(to string) (string, int) {
 	if err != nil {
 		return err.Error(), 1
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	out, err := io.ReadAll(conn)
 	if err != nil {
 		return err.Error(), 1
@@ -110,7 +108,7 @@ var probed = sync.OnceValue(func() providers.Status {
 		return providers.Status{Reason: err.Error()}
 	}
 	p := New(Options{ServerID: "probe", GuestProgram: self, InitCommand: []string{self, "native-init"}})
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return p.Probe(ctx)

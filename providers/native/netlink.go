@@ -35,7 +35,7 @@ var order = binary.NativeEndian
 func attribute(kind uint16, data []byte) []byte {
 	size := 4 + len(data)
 	b := make([]byte, (size+3)&^3)
-	order.PutUint16(b, uint16(size)) //nolint:gosec // names and addresses
+	order.PutUint16(b, uint16(size))
 	order.PutUint16(b[2:], kind)
 	copy(b[4:], data)
 	return b
@@ -56,7 +56,7 @@ func (n *netlink) request(kind, flags uint16, body ...[]byte) error {
 	n.seq++
 	payload := concat(body...)
 	head := make([]byte, unix.SizeofNlMsghdr)
-	order.PutUint32(head, uint32(len(head)+len(payload))) //nolint:gosec // small
+	order.PutUint32(head, uint32(len(head)+len(payload)))
 	order.PutUint16(head[4:], kind)
 	order.PutUint16(head[6:], flags|unix.NLM_F_REQUEST|unix.NLM_F_ACK)
 	order.PutUint32(head[8:], n.seq)
@@ -75,17 +75,16 @@ func (n *netlink) request(kind, flags uint16, body ...[]byte) error {
 		if size < unix.SizeofNlMsghdr+4 || order.Uint32(buf[8:]) != n.seq || order.Uint16(buf[4:]) != unix.NLMSG_ERROR {
 			continue
 		}
-		if code := int32(order.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 { //nolint:gosec // a negative errno
+		if code := int32(order.Uint32(buf[unix.SizeofNlMsghdr:])); code != 0 {
 			return unix.Errno(-code)
 		}
 		return nil
 	}
 }
 
-// linkMessage is a struct ifinfomsg.
-func linkMessage(index int, flags, change uint32) []byte {
+// linkMessage is a struct ifinfomsg of a link that goes by its name.
+func linkMessage(flags, change uint32) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
-	order.PutUint32(b[4:], uint32(index)) //nolint:gosec // positive
 	order.PutUint32(b[8:], flags)
 	order.PutUint32(b[12:], change)
 	return b
@@ -101,17 +100,17 @@ const (
 	nulByte     byte = 0
 )
 
-// veth makes a pair: name here and peer in the network namespace of pid.
-func (n *netlink) veth(name, peer string, pid int) error {
+// veth makes a pair: name here and guestInterface in the network namespace of pid.
+func (n *netlink) veth(name string, pid int) error {
 	info := attribute(unix.IFLA_LINKINFO, concat(
 		attribute(infoKind, []byte("veth")),
 		attribute(infoData, attribute(vethPeer, concat(
-			linkMessage(0, 0, 0),
-			attribute(unix.IFLA_IFNAME, append([]byte(peer), nulByte)),
-			attribute(netNSPID, word(uint32(pid))), //nolint:gosec // positive
+			linkMessage(0, 0),
+			attribute(unix.IFLA_IFNAME, append([]byte(guestInterface), nulByte)),
+			attribute(netNSPID, word(uint32(pid))),
 		))),
 	))
-	err := n.request(unix.RTM_NEWLINK, createFlags, linkMessage(0, 0, 0),
+	err := n.request(unix.RTM_NEWLINK, createFlags, linkMessage(0, 0),
 		attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)), info)
 	if err != nil {
 		return fmt.Errorf("make link %s: %w", name, err)
@@ -121,7 +120,7 @@ func (n *netlink) veth(name, peer string, pid int) error {
 
 // remove deletes an interface; an absent one is success.
 func (n *netlink) remove(name string) error {
-	err := n.request(unix.RTM_DELLINK, 0, linkMessage(0, 0, 0), attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)))
+	err := n.request(unix.RTM_DELLINK, 0, linkMessage(0, 0), attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)))
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove link %s: %w", name, err)
 	}
@@ -129,7 +128,7 @@ func (n *netlink) remove(name string) error {
 }
 
 func (n *netlink) up(name string) error {
-	err := n.request(unix.RTM_NEWLINK, 0, linkMessage(0, unix.IFF_UP, unix.IFF_UP),
+	err := n.request(unix.RTM_NEWLINK, 0, linkMessage(unix.IFF_UP, unix.IFF_UP),
 		attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)))
 	if err != nil {
 		return fmt.Errorf("bring up %s: %w", name, err)
@@ -148,8 +147,8 @@ func (n *netlink) address(name, prefix string) error {
 		return err
 	}
 	body := make([]byte, unix.SizeofIfAddrmsg)
-	body[0], body[1] = unix.AF_INET, byte(p.Bits()) //nolint:gosec // at most 32
-	order.PutUint32(body[4:], uint32(iface.Index))  //nolint:gosec // positive
+	body[0], body[1] = unix.AF_INET, byte(p.Bits())
+	order.PutUint32(body[4:], uint32(iface.Index))
 	ip := p.Addr().As4()
 	err = n.request(unix.RTM_NEWADDR, createFlags, body,
 		attribute(unix.IFA_LOCAL, ip[:]), attribute(unix.IFA_ADDRESS, ip[:]))

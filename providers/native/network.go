@@ -79,7 +79,7 @@ func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, 
 	}
 	host := block.Addr().Next()
 	inside := host.Next()
-	if err := nl.veth(r.Veth, guestInterface, r.PID); err != nil {
+	if err := nl.veth(r.Veth, r.PID); err != nil {
 		return err
 	}
 	if err := nl.address(r.Veth, netip.PrefixFrom(host, block.Bits()).String()); err != nil {

@@ -43,7 +43,7 @@ func far(t *testing.T) (in func(func()), address string) {
 		}
 		nl.close()
 	})
-	for _, err := range []error{nl.veth(link, "eth0", holder.Process.Pid), nl.address(link, "198.51.100.1/30"), nl.up(link)} {
+	for _, err := range []error{nl.veth(link, holder.Process.Pid), nl.address(link, "198.51.100.1/30"), nl.up(link)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func far(t *testing.T) (in func(func()), address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ns.Close() })
+	t.Cleanup(func() { _ = ns.Close() })
 	in = func(do func()) {
 		done := make(chan struct{})
 		go func() { // its thread is thrown away
@@ -89,7 +89,7 @@ func greet(t *testing.T, address string) net.Listener {
 		t.Error(err)
 		return nil
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -300,6 +300,10 @@ func TestOpenWay(t *testing.T) {
 		t.Skip("needs a root agent with iptables")
 	}
 	err := inNamespaces(t, func() error {
+		// A new network takes the machine's setting over.
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+			return err
+		}
 		for range 2 {
 			if err := r.openWay(t.Context()); err != nil {
 				return err
@@ -338,7 +342,7 @@ func TestNetlinkRefusals(t *testing.T) {
 		"address": nl.address("absent0", "192.0.2.1/30"),
 		"gateway": nl.defaultRoute("nonsense"),
 		"route":   nl.defaultRoute("203.0.113.1"),
-		"veth":    nl.veth("a-name-that-is-too-long", "eth0", os.Getpid()),
+		"veth":    nl.veth("a-name-that-is-too-long", os.Getpid()),
 		"again":   nl.address("lo", "127.0.0.1/8"),
 	} {
 		if err == nil {

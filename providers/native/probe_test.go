@@ -155,7 +155,7 @@ func TestFailed(t *testing.T) {
 		}
 	}
 	own := &providers.Error{Message: "own"}
-	if failed("start", "w", nil) != nil || failed("start", "w", own) != error(own) {
+	if failed("start", "w", nil) != nil || !errors.Is(failed("start", "w", own), own) {
 		t.Error("changed what was right")
 	}
 }

@@ -102,8 +102,8 @@ func filter() error {
 		return fmt.Errorf("there is no system call filter for %s", runtime.GOARCH)
 	}
 	p := program(arch, runtime.GOARCH == "amd64")
-	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]} //nolint:gosec // some hundred
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))) //nolint:gosec // seccomp(2) takes a pointer and x/sys has no wrapper
 	if errno != 0 {
 		return fmt.Errorf("filter system calls: %w", errno)
 	}
