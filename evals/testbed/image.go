@@ -27,7 +27,7 @@ const (
 	ImageUser   = "dev"
 	ImageUserID = 1000
 	// ImageVariable is set to BaseImage by the environment of both.
-	ImageVariable = "VENDETTA_TEST_IMAGE"
+	ImageVariable = "TEST_IMAGE"
 )
 
 // Image builds BaseImage in the engine of Docker, once, and returns its name: a

@@ -52,8 +52,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 	if err != nil {
 		return providers.Instance{}, err
 	}
-	bounded, cancel := context.WithTimeoutCause(ctx, p.options.CreateTimeout,
-		fmt.Errorf("docker did not do it within %v: %w", p.options.CreateTimeout, context.DeadlineExceeded))
+	bounded, cancel := context.WithTimeout(ctx, p.options.CreateTimeout)
 	defer cancel()
 	made, err := p.make(bounded, spec, m, image)
 	if err != nil {
@@ -80,11 +79,18 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, m *machine, im
 	if _, err = p.meet(ctx, spec.Workspace); err != nil {
 		return providers.Instance{}, err
 	}
-	if fresh, err = p.makeVolumes(ctx, spec); err != nil {
+	// The engine goes on with what it was asked for when the asker hangs up, and
+	// it could not be undone before it is there. So these are waited for.
+	steady, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.CreateTimeout)
+	defer cancel()
+	if fresh, err = p.makeVolumes(steady, spec); err != nil {
+		return providers.Instance{}, err
+	}
+	if err = ctx.Err(); err != nil {
 		return providers.Instance{}, err
 	}
 	name := instanceName(spec.Workspace)
-	made, err := p.engine.ContainerCreate(ctx, p.config(spec, image), p.hostConfig(spec, m), nil, nil, name)
+	made, err := p.engine.ContainerCreate(steady, p.config(spec, image), p.hostConfig(spec, m), nil, nil, name)
 	if cerrdefs.IsConflict(err) {
 		err = &providers.Error{
 			Message: fmt.Sprintf("create docker instance of workspace %s: a container named %s exists that is not this server's", spec.Workspace, name),
@@ -283,7 +289,7 @@ func (p *Provider) List(ctx context.Context) ([]providers.Instance, error) {
 				return nil, nil // removed meanwhile
 			}
 			if err != nil {
-				return nil, p.explain("list docker instances", err)
+				return nil, err
 			}
 			if !p.owns(c.Config.Labels, c.Config.Labels[providers.LabelWorkspace]) {
 				return nil, nil
@@ -291,7 +297,7 @@ func (p *Provider) List(ctx context.Context) ([]providers.Instance, error) {
 			return []providers.Instance{instance(c)}, nil
 		})
 	if err != nil {
-		return nil, err
+		return nil, p.explain("list docker instances", err)
 	}
 	instances := []providers.Instance{}
 	for _, one := range found {
