@@ -486,36 +486,3 @@ func wantError(t *testing.T, err error, code api.Code, words ...string) {
 		t.Errorf("%q names no next step", e.Message)
 	}
 }
-
-// faultyStore fails when told to.
-type faultyStore struct {
-	store.Store
-	mu          sync.Mutex
-	view, write error
-}
-
-func (f *faultyStore) fault(view, write error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.view, f.write = view, write
-}
-
-func (f *faultyStore) View(ctx context.Context, fn func(store.Tx) error) error {
-	f.mu.Lock()
-	err := f.view
-	f.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return f.Store.View(ctx, fn)
-}
-
-func (f *faultyStore) Update(ctx context.Context, fn func(store.Tx) error) error {
-	f.mu.Lock()
-	err := f.write
-	f.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	return f.Store.Update(ctx, fn)
-}

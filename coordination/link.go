@@ -99,8 +99,12 @@ func newLink(s *Server, n store.Node) *link {
 
 // agentOver is the node agent's API on a channel.
 func agentOver(c *channel) nodeagentv1connect.NodeAgentServiceClient {
-	return nodeagentv1connect.NewNodeAgentServiceClient(c.client(), wire.BaseURL, connect.WithReadMaxBytes(maxAnswer))
+	return nodeagentv1connect.NewNodeAgentServiceClient(c.client(), wire.BaseURL, connect.WithReadMaxBytes(maxAnswer), uncompressed())
 }
+
+// uncompressed asks for answers as they are: heartbeats are many and small, and
+// a guest could answer with what grows when it is unpacked.
+func uncompressed() connect.ClientOption { return connect.WithAcceptCompression("gzip", nil, nil) }
 
 func targetOf(n store.Node) Target {
 	return Target{ID: n.ID, Name: n.Name, Address: n.Address, HostKeys: slices.Clone(n.HostKeys)}
@@ -151,7 +155,8 @@ func (l *link) run(ctx context.Context) {
 			ceiling = redialCeiling
 		}
 		session := make(chan error, 1)
-		w.Go(func() { session <- l.session(ctx, ceiling) })
+		l.control.bound(ceiling)
+		w.Go(func() { session <- l.session(ctx) })
 		var err error
 		for waiting := true; waiting; {
 			select {
@@ -222,18 +227,15 @@ func (l *link) startAgent(ctx context.Context) bool {
 	return true
 }
 
-// session is one life of the watch. It returns why it ended, never nil. ceiling
-// bounds the time until the first report.
-func (l *link) session(ctx context.Context, ceiling time.Duration) error {
+// session is one life of the watch. It returns why it ended, never nil. The dial
+// has its own ceiling; from then on the lease holds, for an agent that is busy
+// looking at its machine before it answers, too.
+func (l *link) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	lease := time.AfterFunc(ceiling, func() { cancel(fmt.Errorf("no answer within %s", ceiling)) })
+	lease := time.AfterFunc(leaseTTL, func() { cancel(errLease) })
 	defer lease.Stop()
-	err := l.watch(ctx, func() {
-		lease.Stop()
-		lease = time.AfterFunc(leaseTTL, func() { cancel(errLease) })
-	})
-	lease.Stop()
+	err := l.watch(ctx, func() { lease.Reset(leaseTTL) })
 	if cause := context.Cause(ctx); cause != nil {
 		// What was cancelled may hang below, in a connection that no longer
 		// carries anything.

@@ -62,7 +62,7 @@ func (s *Server) mayRemove(ctx context.Context, ws store.Workspace) error {
 func (s *Server) projectStatus(ctx context.Context, l *link, workspaceID string) (*guestv1.ProjectStatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookCeiling)
 	defer cancel()
-	client := guestv1connect.NewProjectServiceClient(l.guests.client(), wire.BaseURL+guestPath(workspaceID), connect.WithReadMaxBytes(maxLook))
+	client := guestv1connect.NewProjectServiceClient(l.guests.client(), wire.BaseURL+guestPath(workspaceID), connect.WithReadMaxBytes(maxLook), uncompressed())
 	return client.ProjectStatus(ctx, &guestv1.ProjectStatusRequest{Limit: mostNamed})
 }
 

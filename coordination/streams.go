@@ -3,6 +3,7 @@ package coordination
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -24,13 +25,14 @@ type channel struct {
 	serverID  string
 	transport http.RoundTripper
 
-	mu     sync.Mutex
-	closed bool
-	conns  map[net.Conn]struct{}
+	mu      sync.Mutex
+	ceiling time.Duration // of a dial
+	closed  bool
+	conns   map[net.Conn]struct{}
 }
 
 func newChannel(dialer Dialer, target func() Target, serverID string) *channel {
-	c := &channel{dialer: dialer, target: target, serverID: serverID, conns: map[net.Conn]struct{}{}}
+	c := &channel{dialer: dialer, target: target, serverID: serverID, ceiling: connectCeiling, conns: map[net.Conn]struct{}{}}
 	c.transport = wire.NewTransport(c.dial)
 	return c
 }
@@ -61,11 +63,17 @@ func (c *channel) client() *http.Client {
 }
 
 func (c *channel) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectCeiling)
+	c.mu.Lock()
+	ceiling := c.ceiling
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, ceiling)
 	defer cancel()
 	target := c.target()
 	conn, err := c.dialer.Dial(ctx, target)
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("no connection within %s: %w", ceiling, err)
+		}
 		return nil, nodeError(target.Name, err)
 	}
 	kept := &keptConn{Conn: conn, channel: c}
@@ -90,6 +98,13 @@ func nodeError(name string, err error) *api.Error {
 		e = e.WithNext("vendetta node test %s", name)
 	}
 	return e
+}
+
+// bound sets the longest that a dial may take from now on.
+func (c *channel) bound(ceiling time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ceiling = ceiling
 }
 
 // reset closes the connections; the next request dials.
