@@ -76,7 +76,7 @@ func TestGuestPassThrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if body, _ := io.ReadAll(res.Body); string(body) != "hi" || res.Header.Get("Seen-Server") != "" {
 		t.Fatalf("got %q, the guest saw server %q", body, res.Header.Get("Seen-Server"))
 	}
@@ -417,7 +417,7 @@ func TestRequestsWithoutALink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if body, _ := io.ReadAll(res.Body); res.StatusCode != http.StatusServiceUnavailable || !bytes.Contains(body, []byte("does not answer")) {
 		t.Fatalf("got %d %s", res.StatusCode, body)
 	}

@@ -24,14 +24,15 @@ func Listen(stateDir string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen for servers: %w", err)
 	}
 	path := SocketPath(stateDir)
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	address := &net.UnixAddr{Name: path, Net: "unix"}
+	if conn, err := net.DialUnix("unix", nil, address); err == nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("listen for servers: a node agent is running on %s", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen for servers: %w", err)
 	}
-	listener, err := net.Listen("unix", path)
+	listener, err := net.ListenUnix("unix", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for servers: %w", err)
 	}

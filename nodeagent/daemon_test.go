@@ -161,7 +161,7 @@ func TestStartFailures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer held.Close()
+	defer func() { _ = held.Close() }()
 	if _, err := Start(ctx, StartOptions{Program: os.Args[0], StateDir: dir}); err == nil {
 		t.Fatal("two starts at a time")
 	}
@@ -264,7 +264,7 @@ func TestConnect(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	silent, silentW := io.Pipe()
-	defer silentW.Close()
+	defer func() { _ = silentW.Close() }()
 	go func() { ended <- Connect(ctx, n.socket, silent, io.Discard) }()
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -43,7 +43,8 @@ type box struct {
 
 type boxInstance struct {
 	providers.Instance
-	ctx    context.Context
+	// serve runs a guest on a stream until the instance ends.
+	serve  func(net.Conn, http.Handler)
 	cancel context.CancelFunc
 	conns  map[net.Conn]bool
 }
@@ -120,7 +121,16 @@ func (b *box) Start(ctx context.Context, id string) error {
 	}
 	if i.State != providers.StateRunning {
 		i.State = providers.StateRunning
-		i.ctx, i.cancel = context.WithCancel(context.Background())
+		var ctx context.Context
+		ctx, i.cancel = context.WithCancel(context.Background())
+		i.serve = func(conn net.Conn, guest http.Handler) {
+			defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+			if guest == nil {
+				<-ctx.Done()
+			} else if wire.AcceptLink(conn) == nil {
+				wire.Serve(ctx, conn, guest)
+			}
+		}
 	}
 	return nil
 }
@@ -230,12 +240,11 @@ func (b *box) Connect(ctx context.Context, id string) (net.Conn, error) {
 		return nil, errors.New("no guest there")
 	}
 	near, far := net.Pipe()
-	if b.mute {
-		context.AfterFunc(i.ctx, func() { _ = far.Close() })
-		return near, nil
-	}
 	i.conns[far] = true
-	hello := b.hello
+	guest, serve := guestHandler(b.hello), i.serve
+	if b.mute {
+		guest = nil
+	}
 	b.guests.Go(func() {
 		defer func() {
 			_ = far.Close()
@@ -243,9 +252,7 @@ func (b *box) Connect(ctx context.Context, id string) (net.Conn, error) {
 			defer b.mu.Unlock()
 			delete(i.conns, far)
 		}()
-		if wire.AcceptLink(far) == nil {
-			wire.Serve(i.ctx, far, guestHandler(hello))
-		}
+		serve(far, guest)
 	})
 	return near, nil
 }

@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -221,7 +222,8 @@ func (l *link) await(ctx context.Context) (*http.ClientConn, error) {
 func (l *link) silence(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if own, ok := l.lastErr.(*api.Error); ok && own.Code == api.FailedPrecondition {
+	var own *api.Error
+	if errors.As(l.lastErr, &own) && own.Code == api.FailedPrecondition {
 		return own
 	}
 	cause := l.lastErr

@@ -57,7 +57,8 @@ func rotateLog(path string, limit int64) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(to, io.LimitReader(from, 2*limit))
+	// Of one that grew much in between, the end counts.
+	_, err = io.Copy(to, io.NewSectionReader(from, max(0, info.Size()-2*limit), 2*limit))
 	if cerr := to.Close(); err == nil {
 		err = cerr
 	}

@@ -99,8 +99,7 @@ func (k *keeper) start(ctx context.Context, p providers.Provider, r *nodeagentv1
 // meet waits for the guest: an instance whose guest does not answer is of no
 // use to anyone and is not reported as running.
 func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest) error {
-	l := k.linkFor(p)
-	l.start(k.server.agent.root, k.server.agent.tasks.Go)
+	l := k.keepLink(p)
 	ctx, cancel := context.WithTimeoutCause(ctx, k.timing.guestAnswer, errSilent)
 	defer cancel()
 	for {

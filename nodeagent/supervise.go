@@ -54,7 +54,7 @@ type SuperviseOptions struct {
 	pause, pauseMax time.Duration
 }
 
-// ErrSupervised: another supervisor holds the state directory.
+// ErrSupervised says that another supervisor holds the state directory.
 var ErrSupervised = errors.New("a node agent is supervised there already")
 
 // Supervise runs the agent as a child and starts it again when it crashed. It
@@ -128,7 +128,8 @@ func takeLock(path string) (*os.File, error) {
 		_ = f.Close()
 		return nil, err
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

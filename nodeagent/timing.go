@@ -69,7 +69,7 @@ func backoff(failures int, first, most time.Duration) time.Duration {
 		d *= 2
 	}
 	d = min(d, most)
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // jitter is no secret
 }
 
 // wait pauses for d; it reports false when ctx ended first.

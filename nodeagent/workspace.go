@@ -241,6 +241,13 @@ func (w *workspace) linkFor(p providers.Provider) *link {
 	return w.links
 }
 
+// keepLink sees to it that the link is kept until dropLink or the agent's end.
+func (w *workspace) keepLink(p providers.Provider) *link {
+	l := w.linkFor(p)
+	l.start(w.server.agent.root, w.server.agent.tasks.Go)
+	return l
+}
+
 // dropLink closes the link, if there is one.
 func (w *workspace) dropLink() {
 	w.mu.Lock()
@@ -396,7 +403,7 @@ func (k *keeper) maintain(ctx context.Context, r record) time.Duration {
 	if k.looked && !running {
 		return forever
 	}
-	if l := k.workspace.guest(); k.looked && l != nil && l.up() {
+	if l := k.guest(); k.looked && l != nil && l.up() {
 		return forever
 	}
 	p, err := k.server.provider(r.request.GetSpec().GetProvider())
@@ -411,7 +418,7 @@ func (k *keeper) maintain(ctx context.Context, r record) time.Duration {
 	case err == nil && running && inst.State == providers.StateRunning:
 		k.looked = true
 		k.seeRunning(inst)
-		k.linkFor(p).start(k.server.agent.root, k.server.agent.tasks.Go)
+		k.keepLink(p)
 		return k.timing.look
 	case err == nil && running && inst.State == providers.StateStopped:
 		k.server.log.Warn("instance is not running and should be", "workspace", k.id, "instance", inst.Name, "how", inst.Message)
@@ -475,7 +482,7 @@ func (k *keeper) observe(ctx context.Context, r record) time.Duration {
 	}
 	inst, err := k.inspect(ctx, p)
 	if err == nil && inst.State == providers.StateRunning {
-		k.linkFor(p).start(k.server.agent.root, k.server.agent.tasks.Go)
+		k.keepLink(p)
 	}
 	k.looked = ctx.Err() == nil
 	return forever
@@ -522,8 +529,9 @@ func workingState(desired vendettav1.DesiredState) vendettav1.WorkspaceState {
 		return vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING
 	case vendettav1.DesiredState_DESIRED_STATE_REMOVED:
 		return vendettav1.WorkspaceState_WORKSPACE_STATE_REMOVING
+	default:
+		return vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPING
 	}
-	return vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPING
 }
 
 // stateName is a state in the words that users read.
