@@ -1,0 +1,148 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"gopkg.in/yaml.v3"
+
+	"github.com/vendetta-dev/vendetta/coordination/api"
+)
+
+// table is a result with its columns; the first column is what -q prints.
+type table struct {
+	header []string
+	rows   [][]string
+	// message is the same result whole, for json and yaml.
+	message proto.Message
+	// empty is said on stderr when there are no rows.
+	empty string
+}
+
+func (a *app) print(t table) error {
+	if a.format != "table" {
+		return a.printMessage(t.message)
+	}
+	if a.quiet {
+		for _, row := range t.rows {
+			if _, err := fmt.Fprintln(a.out, row[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(t.rows) == 0 {
+		a.note("%s", t.empty)
+		return nil
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	lines := append([][]string{t.header}, t.rows...)
+	for _, row := range lines {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			cells[i] = printable(cell)
+		}
+		if _, err := fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t ")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// printable keeps what a workspace or node wrote from steering the terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func (a *app) printMessage(m proto.Message) error {
+	raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: false}.Marshal(m)
+	if err != nil {
+		return api.Errorf(api.Internal, "output: %w", err)
+	}
+	// protojson varies its white space on purpose; both formats start from the value.
+	var value any
+	if err := json.Unmarshal(raw, &value); err != nil {
+		return api.Errorf(api.Internal, "output: %w", err)
+	}
+	if a.format == "yaml" {
+		e := yaml.NewEncoder(a.out)
+		e.SetIndent(2)
+		if err := e.Encode(value); err != nil {
+			return err
+		}
+		return e.Close()
+	}
+	e := json.NewEncoder(a.out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(value)
+}
+
+// result prints a changed thing: its name alone on stdout for scripts, or the
+// whole in json and yaml.
+func (a *app) result(name string, m proto.Message) error {
+	if a.format != "table" {
+		return a.printMessage(m)
+	}
+	_, err := fmt.Fprintln(a.out, name)
+	return err
+}
+
+// enumWord is the last word of an enum's name in lower case:
+// WORKSPACE_STATE_RUNNING is running.
+func enumWord(e fmt.Stringer, prefix string) string {
+	word := strings.ToLower(strings.TrimPrefix(e.String(), prefix))
+	if word == "unspecified" {
+		return "-"
+	}
+	return word
+}
+
+func age(now time.Time, t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "-"
+	}
+	d := now.Sub(t.AsTime()).Round(time.Second)
+	switch {
+	case d < 0:
+		return "0s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// size prints bytes as people read them, in powers of 1024.
+func size(n uint64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, prefix := float64(n)/unit, "KMGTP"
+	for value >= unit && len(prefix) > 1 {
+		value, prefix = value/unit, prefix[1:]
+	}
+	return fmt.Sprintf("%.1f %ciB", value, prefix[0])
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

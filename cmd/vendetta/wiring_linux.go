@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"connectrpc.com/connect"
+
+	"github.com/vendetta-dev/vendetta/coordination/api"
+	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
+	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1/nodeagentv1connect"
+	"github.com/vendetta-dev/vendetta/coordination/api/wire"
+	"github.com/vendetta-dev/vendetta/nodeagent"
+	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/docker"
+	"github.com/vendetta-dev/vendetta/providers/native"
+)
+
+// nodeProviders is the list of what a node can host workspaces with.
+func nodeProviders(a *app, guest, self string, log *slog.Logger) func(serverID string) []providers.Provider {
+	return func(serverID string) []providers.Provider {
+		list := []providers.Provider{native.New(native.Options{
+			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "native", serverID),
+			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
+		})}
+		engine, err := docker.New(docker.Options{
+			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "docker"), GuestProgram: guest, Logger: log,
+		})
+		if err != nil {
+			log.Error("docker is left out", "error", err)
+			return list
+		}
+		return append(list, engine)
+	}
+}
+
+// guestProgram is the guest beside this program, or in the bundle beside it.
+func guestProgram(self string) (string, error) {
+	bundle, err := bundleDir()
+	if err != nil {
+		return "", err
+	}
+	for _, path := range []string{
+		filepath.Join(filepath.Dir(self), "vendetta-guest"),
+		filepath.Join(bundle, "linux-"+runtime.GOARCH, "vendetta-guest"),
+	} {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", api.Errorf(api.FailedPrecondition, "node agent: the guest program is missing beside %s", self).
+		WithNext("make build, then add the node again")
+}
+
+func self() (string, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
+}
+
+func startNodeAgent(ctx context.Context, a *app) (string, error) {
+	program, err := self()
+	if err != nil {
+		return "", err
+	}
+	return nodeagent.Start(ctx, nodeagent.StartOptions{
+		Program: program, Args: a.agentArgs("supervise"), StateDir: a.agentDir(),
+	})
+}
+
+func (a *app) agentArgs(verb string) []string {
+	return []string{"nodeagent", verb, "--state-dir", a.stateDir}
+}
+
+func superviseNodeAgent(ctx context.Context, a *app) error {
+	program, err := self()
+	if err != nil {
+		return err
+	}
+	return nodeagent.Supervise(ctx, nodeagent.SuperviseOptions{
+		Program: program, Args: a.agentArgs("run"), StateDir: a.agentDir(), Logger: a.logger(a.err),
+	})
+}
+
+func runNodeAgent(ctx context.Context, a *app) error {
+	program, err := self()
+	if err != nil {
+		return err
+	}
+	guest, err := guestProgram(program)
+	if err != nil {
+		return err
+	}
+	log := a.logger(a.err)
+	agent, err := nodeagent.New(nodeagent.Options{
+		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, log), Version: api.Version, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := nodeagent.Listen(a.agentDir())
+	if err != nil {
+		return err
+	}
+	return agent.Run(ctx, listener)
+}
+
+func connectNodeAgent(ctx context.Context, a *app, socket string) error {
+	if socket == "" {
+		socket = nodeagent.SocketPath(a.agentDir())
+	}
+	return nodeagent.Connect(ctx, socket, a.in, a.out)
+}
+
+// uninstallNodeAgent asks the agent itself, which knows whether workspaces are
+// left; one that does not run is started for it.
+func uninstallNodeAgent(ctx context.Context, a *app) error {
+	if _, err := os.Stat(a.agentDir()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	socket, err := startNodeAgent(ctx, a)
+	if err != nil {
+		return err
+	}
+	agent := nodeagentv1connect.NewNodeAgentServiceClient(wire.Client(func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}), wire.BaseURL)
+	ctx, info := connect.NewClientContext(ctx)
+	info.RequestHeader().Set(api.ServerHeader, "uninstall")
+	if _, err := agent.Shutdown(ctx, &nodeagentv1.ShutdownRequest{Uninstall: true}); err != nil {
+		return err
+	}
+	return nodeagent.Stop(ctx, a.agentDir())
+}
+
+func nativeInit() int { return native.Init() }

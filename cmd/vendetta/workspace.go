@@ -1,0 +1,425 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vendetta-dev/vendetta/coordination/api"
+	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
+	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
+	"github.com/vendetta-dev/vendetta/coordination/client"
+	"github.com/vendetta-dev/vendetta/coordination/client/source"
+)
+
+func newWorkspace(a *app) *cobra.Command {
+	cmd := group("workspace", "Isolated workspaces on your nodes",
+		newWorkspaceCreate(a, runWorkspaceCreate), newWorkspaceList(a), newWorkspaceStatus(a),
+		newWorkspaceUp(a), newWorkspaceStop(a), newWorkspaceDown(a), newWorkspaceRemove(a),
+		newWorkspaceExec(a), newWorkspaceShell(a), newWorkspaceCopy(a),
+		newWorkspacePS(a), newWorkspaceLogs(a), newWorkspaceKill(a))
+	cmd.Aliases = []string{"ws"}
+	return cmd
+}
+
+// newID is a random idempotency key or process id: 12 characters of base 32.
+func newID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:]))[:12]
+}
+
+type createOptions struct {
+	name     string
+	node     string
+	provider string
+	image    string
+	from     string
+	clean    bool
+	cpus     float64
+	memory   string
+	pids     int64
+	network  string
+}
+
+func newWorkspaceCreate(a *app, runF func(context.Context, *app, createOptions) error) *cobra.Command {
+	var o createOptions
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create a workspace and start it",
+		Long: `Creates a workspace, starts it and answers when it runs. Without --node the only
+node is taken, else the ready one with the provider and the most free memory.
+Without --provider it is docker where that is usable, else native. With --from a
+git repository's commits and its changed and untracked, not ignored, files are
+brought to /workspace. Repeating the same create is harmless and finishes one
+that was interrupted.`,
+		Example: `  vendetta workspace create fix-login --from .
+  vendetta workspace create fix-login --node build1 --provider docker --image debian:12`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.name = args[0]
+			return runF(cmd.Context(), a, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.node, "node", "", "node to create it on")
+	f.StringVar(&o.provider, "provider", "", "docker or native")
+	f.StringVar(&o.image, "image", "", "image of the workspace (docker: default debian:12)")
+	f.StringVar(&o.from, "from", "", "git repository to bring to /workspace")
+	f.BoolVar(&o.clean, "clean", false, "with --from: leave uncommitted and untracked files out")
+	f.Float64Var(&o.cpus, "cpus", 0, "processors, fractions allowed (default: the provider's)")
+	f.StringVar(&o.memory, "memory", "", "memory, e.g. 2G (default: the provider's)")
+	f.Int64Var(&o.pids, "pids", 0, "most processes and threads (default: the provider's)")
+	f.StringVar(&o.network, "network", "private", "private, none, or host (native only)")
+	_ = cmd.RegisterFlagCompletionFunc("node", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.nodeNames(cmd), cobra.ShellCompDirectiveNoFileComp
+	})
+	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "native"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"private", "none", "host"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+var networks = map[string]vendettav1.Network{
+	"private": vendettav1.Network_NETWORK_PRIVATE,
+	"none":    vendettav1.Network_NETWORK_NONE,
+	"host":    vendettav1.Network_NETWORK_HOST,
+}
+
+func (o createOptions) spec() (*vendettav1.WorkspaceSpec, error) {
+	network, ok := networks[o.network]
+	if !ok {
+		return nil, api.Errorf(api.InvalidArgument, "network %q: use private, none or host", o.network)
+	}
+	memory, err := parseSize(o.memory)
+	if err != nil {
+		return nil, err
+	}
+	if o.cpus < 0 || o.pids < 0 {
+		return nil, api.Errorf(api.InvalidArgument, "cpus and pids: negative limits make no sense")
+	}
+	if o.clean && o.from == "" {
+		return nil, api.Errorf(api.InvalidArgument, "clean: it says what --from brings, and --from is missing")
+	}
+	spec := &vendettav1.WorkspaceSpec{Provider: o.provider, Image: o.image, Network: network}
+	if o.cpus > 0 || memory > 0 || o.pids > 0 {
+		spec.Resources = &vendettav1.Resources{Cpus: o.cpus, MemoryBytes: memory, Pids: o.pids}
+	}
+	return spec, nil
+}
+
+// parseSize reads 512M or 2G in powers of 1024, as docker run does.
+func parseSize(s string) (uint64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	number := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
+	shift := 0
+	if i := strings.IndexAny(number, "KMGT"); i == len(number)-1 && i > 0 {
+		shift = 10 * (1 + strings.IndexByte("KMGT", number[i]))
+		number = number[:i]
+	}
+	n, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || n == 0 || n > 1<<63>>shift {
+		return 0, api.Errorf(api.InvalidArgument, "memory %q: this is not a size", s).WithNext("write it as 512M or 2G")
+	}
+	return n << shift, nil
+}
+
+func runWorkspaceCreate(ctx context.Context, a *app, o createOptions) error {
+	spec, err := o.spec()
+	if err != nil {
+		return err
+	}
+	var archive *source.Archive
+	if o.from != "" {
+		dir, err := filepath.Abs(o.from)
+		if err != nil {
+			return api.Errorf(api.InvalidArgument, "from %s: %w", o.from, err)
+		}
+		if archive, err = source.Pack(ctx, dir, o.clean); err != nil {
+			return err
+		}
+		defer func() { _ = archive.Close() }()
+		spec.Source = archive.Source
+	}
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	change, err := c.Workspaces.CreateWorkspace(ctx, &vendettav1.CreateWorkspaceRequest{
+		Name: o.name, Node: o.node, Spec: spec, IdempotencyKey: newID(),
+	})
+	if err != nil {
+		return err
+	}
+	if change.GetNote() != "" {
+		a.note("%s", change.GetNote())
+	}
+	if err := a.waitFor(ctx, c, change.GetOperation()); err != nil {
+		return err
+	}
+	if archive != nil {
+		if err := bringSource(ctx, a, c, o, archive); err != nil {
+			return err
+		}
+	}
+	w, err := c.Workspaces.GetWorkspace(ctx, &vendettav1.GetWorkspaceRequest{Name: o.name})
+	if err != nil {
+		return err
+	}
+	a.note("workspace %s is %s on %s (%s)", w.GetName(), enumWord(w.GetState(), "WORKSPACE_STATE_"), w.GetNode(), w.GetSpec().GetProvider())
+	return a.result(w.GetName(), w)
+}
+
+// bringSource sends the repository unless an earlier create did already.
+func bringSource(ctx context.Context, a *app, c *client.Client, o createOptions, archive *source.Archive) error {
+	guest := c.Guest(o.name)
+	status, err := guest.Project.ProjectStatus(ctx, &guestv1.ProjectStatusRequest{})
+	if err != nil {
+		return err
+	}
+	if status.GetImported() {
+		a.note("workspace %s has its repository already; it was left as it is", o.name)
+		return nil
+	}
+	if err := source.Send(ctx, guest, archive); err != nil {
+		e := *api.From(err)
+		e.Next = "repeat the command to go on; the workspace exists, without the repository"
+		return &e
+	}
+	for _, note := range archive.Notes {
+		a.note("%s", note)
+	}
+	return nil
+}
+
+// waitFor waits for an operation and turns its failure into an error. Ctrl-C ends
+// the waiting, not the operation.
+func (a *app) waitFor(ctx context.Context, c *client.Client, op *vendettav1.Operation) error {
+	_, err := c.Wait(ctx, op)
+	if err != nil && ctx.Err() != nil {
+		return api.Errorf(api.Unavailable, "%s %s: not waited for to the end; it goes on", op.GetVerb(), op.GetWorkspace()).
+			WithNext("vendetta workspace status %s", op.GetWorkspace())
+	}
+	return err
+}
+
+func newWorkspaceList(a *app) *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List the workspaces", Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := c.Workspaces.ListWorkspaces(cmd.Context(), &vendettav1.ListWorkspacesRequest{Node: node})
+			if err != nil {
+				return err
+			}
+			t := table{
+				header:  []string{"NAME", "STATE", "NODE", "PROVIDER", "IMAGE", "AGE", "MESSAGE"},
+				message: list, empty: "no workspaces yet; make one with: vendetta workspace create NAME",
+			}
+			for _, w := range list.GetWorkspaces() {
+				t.rows = append(t.rows, []string{
+					w.GetName(), enumWord(w.GetState(), "WORKSPACE_STATE_"), w.GetNode(), w.GetSpec().GetProvider(),
+					dash(w.GetSpec().GetImage()), age(time.Now(), w.GetCreatedAt()), w.GetMessage(),
+				})
+			}
+			return a.print(t)
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "only those on this node")
+	return cmd
+}
+
+func newWorkspaceStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "status NAME", Short: "Show one workspace", Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			w, err := c.Workspaces.GetWorkspace(cmd.Context(), &vendettav1.GetWorkspaceRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			t := workspaceTable(w)
+			if a.format == "table" && w.GetState() == vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING {
+				t.rows = append(t.rows, projectRows(cmd.Context(), c.Guest(w.GetName()))...)
+			}
+			return a.print(t)
+		},
+	}
+}
+
+func workspaceTable(w *vendettav1.Workspace) table {
+	rows := [][]string{
+		{"name", w.GetName()},
+		{"state", enumWord(w.GetState(), "WORKSPACE_STATE_")},
+	}
+	if w.GetMessage() != "" {
+		rows = append(rows, []string{"message", w.GetMessage()})
+	}
+	if w.GetNext() != "" {
+		rows = append(rows, []string{"next", w.GetNext()})
+	}
+	spec := w.GetSpec()
+	rows = append(rows,
+		[]string{"node", w.GetNode()},
+		[]string{"provider", spec.GetProvider()},
+		[]string{"image", dash(spec.GetImage())},
+		[]string{"instance", dash(w.GetInstance())},
+		[]string{"network", enumWord(spec.GetNetwork(), "NETWORK_")},
+		[]string{"created", age(time.Now(), w.GetCreatedAt()) + " ago"},
+	)
+	if r := spec.GetResources(); r.GetCpus() > 0 {
+		rows = append(rows, []string{"cpus", strconv.FormatFloat(r.GetCpus(), 'g', -1, 64)})
+	}
+	if r := spec.GetResources(); r.GetMemoryBytes() > 0 {
+		rows = append(rows, []string{"memory", size(r.GetMemoryBytes())})
+	}
+	if s := spec.GetSource(); s != nil {
+		text := fmt.Sprintf("%s, %s at %.12s", s.GetPath(), dash(s.GetBranch()), dash(s.GetCommit()))
+		if s.GetDirty() {
+			text += ", with uncommitted files"
+		}
+		rows = append(rows, []string{"from", text})
+	}
+	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: w}
+}
+
+// projectRows says what stands in /workspace; a guest that does not answer is
+// part of the status, not an error of it.
+func projectRows(ctx context.Context, guest *client.Guest) [][]string {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	p, err := guest.Project.ProjectStatus(ctx, &guestv1.ProjectStatusRequest{Limit: 5})
+	if err != nil {
+		return [][]string{{"project", "not known: " + api.From(err).Message}}
+	}
+	var rows [][]string
+	if p.GetGitVersion() == "" {
+		rows = append(rows, []string{"git", "the image has no git"})
+	} else {
+		rows = append(rows, []string{"git", p.GetGitVersion()})
+		if p.GetBranch() != "" || p.GetCommit() != "" {
+			rows = append(rows, []string{"branch", fmt.Sprintf("%s at %.12s", dash(p.GetBranch()), dash(p.GetCommit()))})
+		}
+	}
+	if p.GetImported() {
+		rows = append(rows,
+			[]string{"changed files", countAndNames(p.GetChangedFilesTotal(), p.GetChangedFiles())},
+			[]string{"new commits", countAndNames(p.GetNewCommitsTotal(), p.GetNewCommits())})
+	}
+	return rows
+}
+
+func countAndNames(total int32, names []string) string {
+	if total == 0 {
+		return "none"
+	}
+	text := fmt.Sprintf("%d: %s", total, strings.Join(names, ", "))
+	if int(total) > len(names) {
+		text += ", ..."
+	}
+	return text
+}
+
+// change runs one of the verbs that a workspace takes and waits for its end.
+func (a *app) change(ctx context.Context, name string, call func(*client.Client) (*vendettav1.ChangeResponse, error)) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	change, err := call(c)
+	if err != nil {
+		return err
+	}
+	if err := a.waitFor(ctx, c, change.GetOperation()); err != nil {
+		return err
+	}
+	return a.result(name, change.GetOperation())
+}
+
+func newWorkspaceUp(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "up NAME", Aliases: []string{"start"}, Short: "Start a stopped workspace again, making its instance anew when it is down",
+		Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], func(c *client.Client) (*vendettav1.ChangeResponse, error) {
+				return c.Workspaces.UpWorkspace(cmd.Context(), &vendettav1.UpWorkspaceRequest{Name: args[0], IdempotencyKey: newID()})
+			})
+		},
+	}
+}
+
+func newWorkspaceStop(a *app) *cobra.Command {
+	var grace int32
+	cmd := &cobra.Command{
+		Use: "stop NAME", Short: "Stop a workspace and keep its instance", Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], func(c *client.Client) (*vendettav1.ChangeResponse, error) {
+				return c.Workspaces.StopWorkspace(cmd.Context(), &vendettav1.StopWorkspaceRequest{Name: args[0], GraceSeconds: grace, IdempotencyKey: newID()})
+			})
+		},
+	}
+	cmd.Flags().Int32Var(&grace, "grace", 10, "seconds that processes get after SIGTERM")
+	return cmd
+}
+
+func newWorkspaceDown(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "down NAME", Short: "Destroy a workspace's instance and keep its files", Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], func(c *client.Client) (*vendettav1.ChangeResponse, error) {
+				return c.Workspaces.DownWorkspace(cmd.Context(), &vendettav1.DownWorkspaceRequest{Name: args[0], IdempotencyKey: newID()})
+			})
+		},
+	}
+}
+
+func newWorkspaceRemove(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm NAME", Aliases: []string{"remove"}, Short: "Remove a workspace with all its files",
+		Long: `Removes a workspace with its instance and files. It refuses, and names them, when
+commits or changes exist only there.`,
+		Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], func(c *client.Client) (*vendettav1.ChangeResponse, error) {
+				return c.Workspaces.RemoveWorkspace(cmd.Context(), &vendettav1.RemoveWorkspaceRequest{Name: args[0], Force: force, IdempotencyKey: newID()})
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "remove it although work exists only there, or nobody can look")
+	return cmd
+}
+
+func (a *app) completeWorkspaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	c, err := a.connectForCompletion()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, err := c.Workspaces.ListWorkspaces(cmd.Context(), &vendettav1.ListWorkspacesRequest{})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, w := range list.GetWorkspaces() {
+		names = append(names, w.GetName())
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
