@@ -40,6 +40,11 @@ func (s *service) Apply(ctx context.Context, r *nodeagentv1.ApplyRequest) (*node
 	if err != nil {
 		return nil, api.ToConnect(err)
 	}
+	select {
+	case <-s.agent.stopping:
+		return nil, api.ToConnect(api.Errorf(api.Unavailable, "apply to workspace %s: the node agent is shutting down", r.GetWorkspaceName()))
+	default:
+	}
 	for {
 		observed, err := server.workspace(r.GetWorkspaceId()).apply(ctx, r)
 		if errors.Is(err, errGone) {

@@ -146,7 +146,7 @@ func (p *passThrough) modifyResponse(res *http.Response) error {
 		// The call has failed; nobody up there reads the rest of the request.
 		c.endInbound()
 	}
-	res.Body = &outboundBody{ReadCloser: res.Body, call: c}
+	res.Body = &outboundBody{ReadCloser: p.tellLoss(res), call: c}
 	return nil
 }
 
