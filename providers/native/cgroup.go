@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -101,8 +102,19 @@ func settings(v2 bool, controller string, r providers.Resources) map[string]stri
 	return set
 }
 
-// limit puts the waiting child of r into groups of its own.
-func (p *Provider) limit(ws string, res providers.Resources, r *run) error {
+// limit puts the waiting child of r into groups of its own. Whoever removes the
+// last group of another instance takes the parent away too, perhaps just between
+// two steps here; then it begins anew.
+func (p *Provider) limit(ws string, res providers.Resources, r *run) (err error) {
+	for range 5 {
+		if err = p.tryLimit(ws, res, r); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return err
+}
+
+func (p *Provider) tryLimit(ws string, res providers.Resources, r *run) error {
 	all := p.machine.hierarchies()
 	v1 := map[string][]string{} // folder to controllers; cpu and cpuacct often share
 	for controller, dir := range all {
@@ -150,7 +162,9 @@ func (p *Provider) enter(dir string, v2 bool, controllers []string, res provider
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	r.Cgroups = append(r.Cgroups, dir)
+	if !slices.Contains(r.Cgroups, dir) {
+		r.Cgroups = append(r.Cgroups, dir)
+	}
 	for _, c := range controllers {
 		for file, value := range settings(v2, c, res) {
 			err := set(dir, file, value)

@@ -385,9 +385,11 @@ func TestStartRefused(t *testing.T) {
 			t.Errorf("%s: %s", what, s)
 		}
 	}
-	for what, path := range map[string]string{
-		"log": filepath.Join(dir, "guest.log"), "record": filepath.Join(dir, runFile+".new"),
-	} {
+	for _, what := range []string{"guest.log", runFile + ".new"} {
+		path := filepath.Join(dir, what)
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.Mkdir(path, 0o700); err != nil {
 			t.Fatal(err)
 		}

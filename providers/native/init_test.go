@@ -3,6 +3,7 @@
 package native
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -293,5 +294,45 @@ func TestStageRefusesPlans(t *testing.T) {
 		if err := in.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// The steps in their order, up to the one that is refused on purpose: on this
+// machine's own user namespace it would forbid all others.
+func TestStageSaysWhichStepFailed(t *testing.T) {
+	pl, _ := layout(t)
+	raw, err := json.Marshal(pl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close() }()
+	if _, err := out.Write(append(raw, '\n')); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err = inNamespaces(t, func() error {
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err := unix.Capget(&head, &data[0]); err != nil {
+			return err
+		}
+		for i := range data {
+			data[i].Inheritable = 0
+		}
+		data[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+		data[0].Permitted &^= 1 << unix.CAP_SYS_RESOURCE
+		if err := unix.Capset(&head, &data[0]); err != nil {
+			return err
+		}
+		return stage(in)
+	})
+	if err == nil || !strings.HasPrefix(err.Error(), "user namespaces: ") {
+		t.Error(err)
 	}
 }

@@ -247,3 +247,24 @@ func (r *rig) state(ws string) providers.State {
 }
 
 func spec(ws string) providers.Spec { return providers.Spec{Workspace: ws} }
+
+// quiet is a provider of a benchmark.
+func quiet(b *testing.B) (*Provider, error) {
+	b.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		return nil, err
+	}
+	p := New(Options{ServerID: "s1", StateDir: dir, GuestProgram: self, InitCommand: []string{self, "native-init"}})
+	b.Cleanup(func() {
+		p.reapers.Wait()
+		if err := errors.Join(p.Close(), os.RemoveAll(dir)); err != nil {
+			b.Error(err)
+		}
+	})
+	return p, nil
+}

@@ -189,7 +189,15 @@ func TestPrivateNetwork(t *testing.T) {
 	if n := veths(); n != 0 {
 		t.Errorf("%d links stay", n)
 	}
-	others, _ := net.Interfaces()
+	release, err := lockFile(networkLock) // other providers of this machine wait
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	others, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if !slices.ContainsFunc(others, func(i net.Interface) bool { return strings.HasPrefix(i.Name, vethPrefix) }) {
 		if n := count(); n != 0 {
 			t.Errorf("%d rules stay", n)
@@ -357,18 +365,21 @@ func TestNetlinkRefusals(t *testing.T) {
 func TestFirewallFailures(t *testing.T) {
 	r := newRig(t)
 	r.machine.iptables = filepath.Join(r.dir, "iptables")
-	for script, fails := range map[string]bool{
-		"#!/bin/sh\nexit 1\n":                            true,
-		"#!/bin/sh\n[ \"$5\" = -C ] || exit 3\nexit 0\n": false,
+	for _, c := range []struct {
+		script string
+		fails  bool
+	}{
+		{"#!/bin/sh\nexit 1\n", true},
+		{"#!/bin/sh\n[ \"$5\" = -C ] || exit 3\nexit 0\n", false}, // last: all rules stand and cannot go
 	} {
-		if err := os.WriteFile(r.machine.iptables, []byte(script), 0o700); err != nil {
+		if err := os.WriteFile(r.machine.iptables, []byte(c.script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if os.Geteuid() != 0 {
 			continue // may not switch on forwarding
 		}
-		if err := r.openWay(t.Context()); (err != nil) != fails {
-			t.Errorf("%s: %v", script, err)
+		if err := r.openWay(t.Context()); (err != nil) != c.fails {
+			t.Errorf("%s: %v", c.script, err)
 		}
 	}
 	if err := r.closeWay(t.Context()); err == nil {
