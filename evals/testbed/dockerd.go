@@ -28,16 +28,23 @@ const dockerdPatience = 60 * time.Second
 // needs root.
 func Docker(t testing.TB) string {
 	t.Helper()
-	host, err := dockerHost()
-	if err != nil {
-		t.Fatal(err)
+	docker.once.Do(func() { docker.host, docker.err = findDocker(t.Context()) })
+	if docker.err != nil {
+		t.Fatal(docker.err)
 	}
-	return host
+	return docker.host
 }
 
-var dockerHost = sync.OnceValues(func() (string, error) {
+// docker is this process's engine, once it was looked for.
+var docker struct {
+	once sync.Once
+	host string
+	err  error
+}
+
+func findDocker(ctx context.Context) (string, error) {
 	// The engine belongs to the process and not to the test that came first.
-	ctx, cancel := context.WithTimeout(context.Background(), dockerdPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dockerdPatience)
 	defer cancel()
 	host := os.Getenv(client.EnvOverrideHost)
 	if host == "" {
@@ -47,7 +54,7 @@ var dockerHost = sync.OnceValues(func() (string, error) {
 		return host, nil
 	}
 	return startDockerd(ctx)
-})
+}
 
 // ping asks an engine whether it is there.
 func ping(ctx context.Context, host string) error {
@@ -103,7 +110,7 @@ func startDockerd(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("start dockerd: %w", err)
 	}
-	run := exec.Command("sh", "-c", keeper, "dockerd-keeper", dir, "vd"+hex.EncodeToString(id), address) //nolint:gosec // constant script, own arguments
+	run := exec.Command("sh", "-c", keeper, "dockerd-keeper", dir, "vd"+hex.EncodeToString(id), address)
 	run.Stdout, run.Stderr = logged, logged
 	run.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	stdin, err := run.StdinPipe()

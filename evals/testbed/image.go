@@ -34,9 +34,10 @@ const (
 // static busybox with all its commands, root, and the user dev.
 func Image(t testing.TB) string {
 	t.Helper()
-	Docker(t)
-	if err := importImages(); err != nil {
-		t.Fatal(err)
+	host := Docker(t)
+	images.once.Do(func() { images.err = importImages(t.Context(), host) })
+	if images.err != nil {
+		t.Fatal(images.err)
 	}
 	return BaseImage
 }
@@ -48,13 +49,15 @@ func UserImage(t testing.TB) string {
 	return BaseUserImage
 }
 
-var importImages = sync.OnceValue(func() error {
-	host, err := dockerHost()
-	if err != nil {
-		return err
-	}
+// images says whether the images are in this process's engine, once that was tried.
+var images struct {
+	once sync.Once
+	err  error
+}
+
+func importImages(ctx context.Context, host string) error {
 	// The images belong to the process and not to the test that came first.
-	ctx, cancel := context.WithTimeout(context.Background(), dockerdPatience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dockerdPatience)
 	defer cancel()
 	engine, err := client.NewClientWithOpts(client.FromEnv, client.WithHost(host), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -66,7 +69,7 @@ var importImages = sync.OnceValue(func() error {
 		importImage(ctx, engine, BaseImage, environment),
 		importImage(ctx, engine, BaseUserImage, environment, "USER "+ImageUser),
 	)
-})
+}
 
 func importImage(ctx context.Context, engine *client.Client, name string, changes ...string) error {
 	if _, err := engine.ImageInspect(ctx, name); !cerrdefs.IsNotFound(err) {

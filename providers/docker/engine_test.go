@@ -172,7 +172,7 @@ var running = map[string]any{"Status": "running", "Running": true, "StartedAt": 
 func program(t *testing.T, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "guest")
-	if err := os.WriteFile(path, []byte(content), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -627,7 +627,7 @@ func TestStopRoundsGraceUp(t *testing.T) {
 				if got := r.URL.Query().Get("t"); got != seconds {
 					t.Errorf("grace %v is sent as %q", grace, got)
 				}
-				w.WriteHeader(204)
+				w.WriteHeader(http.StatusNoContent)
 			},
 		})
 		if err := s.provider(t).Stop(t.Context(), "w", grace); err != nil {

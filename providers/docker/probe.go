@@ -149,7 +149,7 @@ func describe(info system.Info) *machine {
 func remappedRoot(folder string) int64 {
 	uid, _, _ := strings.Cut(filepath.Base(folder), ".")
 	if n, err := strconv.ParseUint(uid, 10, 32); err == nil {
-		return int64(n) //nolint:gosec // 32 bits
+		return int64(n)
 	}
 	return -1
 }

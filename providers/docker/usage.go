@@ -45,7 +45,7 @@ func (p *Provider) Usage(ctx context.Context, workspace string) (providers.Usage
 		return providers.Usage{}, p.explain(doing, err)
 	}
 	return providers.Usage{
-		CPU:         time.Duration(min(stats.CPUStats.CPUUsage.TotalUsage, 1<<62)), //nolint:gosec // bounded
+		CPU:         time.Duration(min(stats.CPUStats.CPUUsage.TotalUsage, 1<<62)),
 		MemoryBytes: memory(stats.MemoryStats),
 		DiskBytes:   disk,
 	}, nil
@@ -62,7 +62,7 @@ func memory(stats container.MemoryStats) int64 {
 	if cache > stats.Usage {
 		cache = 0
 	}
-	return int64(min(stats.Usage-cache, 1<<62)) //nolint:gosec // bounded
+	return int64(min(stats.Usage-cache, 1<<62))
 }
 
 func (p *Provider) diskUsage(ctx context.Context, workspace string) (int64, error) {

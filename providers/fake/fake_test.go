@@ -219,7 +219,7 @@ func TestGuestThatEndsByItself(t *testing.T) {
 			if _, err := home.Dial(ctx); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(time.Second)
+			<-time.After(time.Second)
 		})
 		if _, err := p.Create(t.Context(), providers.Spec{Workspace: "w"}); err != nil {
 			t.Fatal(err)

@@ -93,9 +93,9 @@ func (m *Machine) Close() {
 func (m *Machine) volume(workspace string) string { return filepath.Join(m.dir, workspace) }
 
 // begin starts an instance's guest. The machine is locked.
-func (m *Machine) begin(i *instance) {
+func (m *Machine) begin(ctx context.Context, i *instance) {
 	// A guest belongs to the machine: it goes on when the caller is gone.
-	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // see above; Close ends it
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r := &run{stop: stop, ended: make(chan struct{}), dialled: make(chan struct{}, 1)}
 	i.run, i.state, i.message, i.started = r, providers.StateRunning, "", time.Now()
 	home := Home{

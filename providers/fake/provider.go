@@ -124,7 +124,7 @@ func (p *Provider) Start(ctx context.Context, workspace string) error {
 	case i.state == providers.StateBroken:
 		return &providers.Error{Message: fmt.Sprintf("start workspace %s: it is broken: %s", workspace, i.message)}
 	case i.run == nil:
-		p.machine.begin(i)
+		p.machine.begin(ctx, i)
 	}
 	return nil
 }
@@ -280,7 +280,7 @@ func view(i *instance) providers.Instance {
 
 func check(spec providers.Spec) error {
 	r := spec.Resources
-	wrong := ""
+	var wrong string
 	switch {
 	case !workspaceID.MatchString(spec.Workspace):
 		wrong = fmt.Sprintf("invalid workspace id %q", spec.Workspace)

@@ -36,7 +36,7 @@ func (l *Listener) ready() bool {
 	}
 	waiting := false
 	err = raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor fits
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, perr := unix.Poll(fds, 0)
 		waiting = perr == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
 	})

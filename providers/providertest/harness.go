@@ -141,7 +141,7 @@ func (b *bench) workspace(t *testing.T) string {
 	t.Helper()
 	workspace := random(t)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 		defer cancel()
 		p := b.New(t, b.server)
 		defer closeProvider(t, p)

@@ -156,7 +156,7 @@ func testImageUser(t *testing.T, b *bench) {
 
 func testIsolation(t *testing.T, b *bench) {
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("secret"), 0o644); err != nil { //nolint:gosec // it is to be seen if it can be
+	if err := os.WriteFile(secret, []byte("secret"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	spec := b.spec(b.workspace(t))
