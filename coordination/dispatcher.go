@@ -26,24 +26,31 @@ type dispatcher struct {
 	link   *link
 
 	mu       sync.Mutex
-	queue    []string
+	queue    []queued
 	inflight map[string]context.CancelFunc // by operation id; queued ones with nil
 	wake     chan struct{}
+}
+
+// queued is an operation on its way. One that has ended is sent only again.
+type queued struct {
+	operationID string
+	again       bool
 }
 
 func newDispatcher(s *Server, l *link) *dispatcher {
 	return &dispatcher{server: s, link: l, inflight: map[string]context.CancelFunc{}, wake: make(chan struct{}, 1)}
 }
 
-// send queues an operation unless it is under way. It never blocks.
-func (d *dispatcher) send(operationID string) bool {
+// send queues an operation unless it is under way. It never blocks. Only with
+// again is one sent that has succeeded before.
+func (d *dispatcher) send(operationID string, again bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, under := d.inflight[operationID]; under {
 		return false
 	}
 	d.inflight[operationID] = nil
-	d.queue = append(d.queue, operationID)
+	d.queue = append(d.queue, queued{operationID, again})
 	select {
 	case d.wake <- struct{}{}:
 	default:
@@ -66,38 +73,39 @@ func (d *dispatcher) run(ctx context.Context) {
 	p := pool.New().WithMaxGoroutines(applyLimit)
 	defer p.Wait()
 	for {
-		id, ok := d.next(ctx)
+		next, ok := d.next(ctx)
 		if !ok {
 			return
 		}
 		p.Go(func() {
 			if ctx.Err() == nil {
-				d.apply(ctx, id)
+				d.apply(ctx, next)
 			}
 		})
 	}
 }
 
-func (d *dispatcher) next(ctx context.Context) (string, bool) {
+func (d *dispatcher) next(ctx context.Context) (queued, bool) {
 	for {
 		d.mu.Lock()
 		if len(d.queue) > 0 {
-			id := d.queue[0]
+			next := d.queue[0]
 			d.queue = d.queue[1:]
 			d.mu.Unlock()
-			return id, true
+			return next, true
 		}
 		d.mu.Unlock()
 		select {
 		case <-d.wake:
 		case <-ctx.Done():
-			return "", false
+			return queued{}, false
 		}
 	}
 }
 
 // apply sends one operation and records what came of it.
-func (d *dispatcher) apply(ctx context.Context, operationID string) {
+func (d *dispatcher) apply(ctx context.Context, next queued) {
+	operationID := next.operationID
 	callCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d.mu.Lock()
@@ -117,8 +125,8 @@ func (d *dispatcher) apply(ctx context.Context, operationID string) {
 		}
 		return
 	}
-	if ws.OperationID != op.ID {
-		return // a newer one took its place while it was queued
+	if ws.OperationID != op.ID || (op.State != vendettav1.OperationState_OPERATION_STATE_PENDING && !next.again) {
+		return // a newer one took its place, or it ended, while it was queued
 	}
 	resp, err := d.link.agent.Apply(callCtx, applyRequest(op, ws))
 	if err != nil && lostAnswer(err) {

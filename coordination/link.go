@@ -116,11 +116,14 @@ func (l *link) currentTarget() Target {
 	return l.target
 }
 
-// retarget changes where the node is reached from the next dial on.
-func (l *link) retarget(t Target) {
+// retarget changes where and how the node is reached from the next dial on, and
+// tells whether that is anything new.
+func (l *link) retarget(t Target) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	same := proto.Equal(l.target.Address, t.Address) && slices.Equal(l.target.HostKeys, t.HostKeys)
 	l.target = t
+	return !same
 }
 
 // redial makes the link try now instead of when its pause is over.

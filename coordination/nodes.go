@@ -112,7 +112,9 @@ func (s *Server) AddNode(ctx context.Context, req *vendettav1.AddNodeRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	l.retarget(targetOf(n))
+	if l.retarget(targetOf(n)) {
+		s.opts.Dialer.Forget(n.ID) // what it keeps was made for another target
+	}
 	seen := l.renew()
 	waitCtx, cancel := context.WithTimeout(ctx, firstReport)
 	defer cancel()

@@ -151,6 +151,9 @@ func TestAddNodeAgain(t *testing.T) {
 		if err != nil || again.GetId() != first.GetId() || again.GetLabels()["zone"] != "b" || again.GetAddress().GetIdentity() != "/keys/id" {
 			t.Fatalf("%v, %v", again, err)
 		}
+		if !slices.Equal(w.fleet.forgotten, []string{first.GetId()}) {
+			t.Errorf("the dialer keeps what was made without the new key: %v", w.fleet.forgotten)
+		}
 		_, err = w.server.AddNode(ctx, &vendettav1.AddNodeRequest{Name: "build1", Address: &vendettav1.NodeAddress{Host: "other"}})
 		wantError(t, err, api.AlreadyExists, "dev@build1")
 		_, err = w.server.AddNode(ctx, &vendettav1.AddNodeRequest{Name: "build2", Address: &vendettav1.NodeAddress{Host: "build1", User: "dev"}})

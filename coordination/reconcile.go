@@ -42,6 +42,8 @@ type Action struct {
 	NodeID      string
 	WorkspaceID string
 	OperationID string
+	// Again: the operation has succeeded before, and the node has lost it since.
+	Again bool
 	// Reason is for the log.
 	Reason string
 }
@@ -77,9 +79,9 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 		case !there && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_DOWN:
 			continue // nothing there is what down means
 		case !there:
-			a.Kind, a.Reason = ActionApply, "the node does not have it"
+			a.Kind, a.Again, a.Reason = ActionApply, true, "the node does not have it"
 		case o.GetGeneration() < ws.Generation:
-			a.Kind, a.Reason = ActionApply, "the node has an older generation"
+			a.Kind, a.Again, a.Reason = ActionApply, true, "the node has an older generation"
 		default:
 			continue
 		}
@@ -90,19 +92,17 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 
 // reconcile runs Reconcile on all nodes that are up and carries out what it decides.
 func (s *Server) reconcile(ctx context.Context) {
-	observed := s.observed()
-	if len(observed) == 0 {
-		return
-	}
+	// In this order: an outcome is observed before it is stored, so what the store
+	// calls done is not missed among what is observed.
 	desired, err := s.desired(ctx)
 	if err != nil {
 		s.log.ErrorContext(ctx, "reconcile", "error", err)
 		return
 	}
-	for _, a := range Reconcile(desired, observed, s.now()) {
+	for _, a := range Reconcile(desired, s.observed(), s.now()) {
 		switch a.Kind {
 		case ActionApply:
-			if l := s.linkTo(a.NodeID); l != nil && l.dispatcher.send(a.OperationID) {
+			if l := s.linkTo(a.NodeID); l != nil && l.dispatcher.send(a.OperationID, a.Again) {
 				s.log.InfoContext(ctx, "reconcile", "workspace", a.WorkspaceID, "operation", a.OperationID, "reason", a.Reason)
 			}
 		case ActionRemove:

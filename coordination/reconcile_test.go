@@ -83,6 +83,9 @@ func TestReconcileProperties(t *testing.T) {
 				t.Fatalf("two actions on one workspace: %v", actions)
 			}
 			seen[a.WorkspaceID] = true
+			if a.Again != (a.Kind == ActionApply && desired.Operations[a.OperationID].State == succeeded) {
+				t.Fatalf("again, or not: %v", a)
+			}
 			if a.Reason == "" {
 				t.Fatalf("no reason: %v", a)
 			}

@@ -277,7 +277,7 @@ func (s *Server) dispatch(op store.Operation, superseded string) {
 		}
 	}
 	if l != nil {
-		l.dispatcher.send(op.ID)
+		l.dispatcher.send(op.ID, false)
 	}
 }
 
