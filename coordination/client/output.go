@@ -39,6 +39,9 @@ func (r *run) read(s stream, alive func()) (done, progress bool, err error) {
 func (r *run) event(e *guestv1.ProcessEvent) (ended bool, err error) {
 	switch e := e.GetEvent().(type) {
 	case *guestv1.ProcessEvent_Started:
+		if r.last == nil && r.opts.OnStarted != nil {
+			r.opts.OnStarted(e.Started)
+		}
 		r.last = e.Started
 		if !r.positioned && r.tail > 0 {
 			r.next = max(e.Started.GetOutputKeptFrom(), e.Started.GetOutputBytes()-min(r.tail, e.Started.GetOutputBytes()))

@@ -33,6 +33,8 @@ type RunOptions struct {
 	// is sent again when the link broke under it, so it can arrive twice.
 	Resize  <-chan Size
 	Signals <-chan string
+	// OnStarted is called once, when the guest has the command.
+	OnStarted func(*guestv1.Process)
 	// OnLinkLost is called once when the stream broke, OnRestored once when it
 	// goes on. OnGap says that the guest had dropped bytes of output.
 	OnLinkLost func(error)
