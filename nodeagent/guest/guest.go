@@ -108,6 +108,8 @@ func New(ctx context.Context, opts Options) (*Guest, error) {
 	}
 	g.mux.Handle(guestv1connect.NewGuestServiceHandler(guestService{g}, options...))
 	g.mux.Handle(guestv1connect.NewProcessServiceHandler(processService{g}, options...))
+	g.mux.Handle(guestv1connect.NewFileServiceHandler(fileService{g}, options...))
+	g.mux.Handle(guestv1connect.NewProjectServiceHandler(projectService{g}, options...))
 	return g, nil
 }
 

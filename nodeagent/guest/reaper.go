@@ -33,9 +33,11 @@ type reaper struct {
 func newReaper(ctx context.Context, orphans bool) *reaper {
 	ctx, stop := context.WithCancel(ctx)
 	r := &reaper{orphans: orphans, children: map[int]func(syscall.WaitStatus){}, stop: stop}
+	stopCatching := catchIgnored()
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGCHLD)
 	r.done.Go(func() {
+		defer stopCatching()
 		defer signal.Stop(ended)
 		for {
 			r.collect()
@@ -47,6 +49,19 @@ func newReaper(ctx context.Context, orphans bool) *reaper {
 		}
 	})
 	return r
+}
+
+// catchIgnored catches, and drops, the signals that the guest was started to
+// ignore, as by a shell's &. An ignored signal stays ignored in every command,
+// so that Ctrl-C would not end it; a caught one does not.
+func catchIgnored() (stop func()) {
+	dropped := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(sig) {
+			signal.Notify(dropped, sig)
+		}
+	}
+	return func() { signal.Stop(dropped) }
 }
 
 // close stops collecting. Children still running stay.

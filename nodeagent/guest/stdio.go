@@ -123,10 +123,18 @@ func checkTerminal(t *guestv1.Terminal) error {
 }
 
 func (s *stdio) openTerminal(c *command) error {
-	master, slave, err := pty.Open()
+	opened, slave, err := pty.Open()
 	if err != nil {
 		return err
 	}
+	// Opened as a file it blocks, and could not be left by a deadline.
+	own, err := unix.FcntlInt(opened.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	_ = opened.Close()
+	if err != nil {
+		_ = slave.Close()
+		return os.NewSyscallError("dup", err)
+	}
+	master := nonblocking(own, "terminal")
 	s.tty, s.input = master, master
 	s.outputs = []outlet{{file: master, stream: guestv1.OutputStream_OUTPUT_STREAM_STDOUT, tty: true}}
 	theirs, err := unix.FcntlInt(slave.Fd(), unix.F_DUPFD_CLOEXEC, 3)
