@@ -28,23 +28,16 @@ const dockerdPatience = 60 * time.Second
 // needs root.
 func Docker(t testing.TB) string {
 	t.Helper()
-	docker.once.Do(func() { docker.host, docker.err = findDocker(t.Context()) })
-	if docker.err != nil {
-		t.Fatal(docker.err)
+	host, err := dockerHost()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return docker.host
+	return host
 }
 
-// docker is this process's engine, once it was looked for.
-var docker struct {
-	once sync.Once
-	host string
-	err  error
-}
-
-func findDocker(ctx context.Context) (string, error) {
-	// The engine belongs to the process and not to the test that came first.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dockerdPatience)
+// dockerHost finds or starts this process's engine, once.
+var dockerHost = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dockerdPatience) //nolint:forbidigo // the engine is the process's, not the caller's who came first
 	defer cancel()
 	host := os.Getenv(client.EnvOverrideHost)
 	if host == "" {
@@ -54,7 +47,7 @@ func findDocker(ctx context.Context) (string, error) {
 		return host, nil
 	}
 	return startDockerd(ctx)
-}
+})
 
 // ping asks an engine whether it is there.
 func ping(ctx context.Context, host string) error {

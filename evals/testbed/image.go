@@ -34,10 +34,9 @@ const (
 // static busybox with all its commands, root, and the user dev.
 func Image(t testing.TB) string {
 	t.Helper()
-	host := Docker(t)
-	images.once.Do(func() { images.err = importImages(t.Context(), host) })
-	if images.err != nil {
-		t.Fatal(images.err)
+	Docker(t)
+	if err := importImages(); err != nil {
+		t.Fatal(err)
 	}
 	return BaseImage
 }
@@ -49,15 +48,13 @@ func UserImage(t testing.TB) string {
 	return BaseUserImage
 }
 
-// images says whether the images are in this process's engine, once that was tried.
-var images struct {
-	once sync.Once
-	err  error
-}
-
-func importImages(ctx context.Context, host string) error {
-	// The images belong to the process and not to the test that came first.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dockerdPatience)
+// importImages puts the images into this process's engine, once.
+var importImages = sync.OnceValue(func() error {
+	host, err := dockerHost()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), dockerdPatience) //nolint:forbidigo // the images are the process's, not the caller's who came first
 	defer cancel()
 	engine, err := client.NewClientWithOpts(client.FromEnv, client.WithHost(host), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -69,7 +66,7 @@ func importImages(ctx context.Context, host string) error {
 		importImage(ctx, engine, BaseImage, environment),
 		importImage(ctx, engine, BaseUserImage, environment, "USER "+ImageUser),
 	)
-}
+})
 
 func importImage(ctx context.Context, engine *client.Client, name string, changes ...string) error {
 	if _, err := engine.ImageInspect(ctx, name); !cerrdefs.IsNotFound(err) {

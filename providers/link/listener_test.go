@@ -335,3 +335,21 @@ func TestListenFailures(t *testing.T) {
 		t.Error("listened over a folder")
 	}
 }
+
+func TestConnectAfterItsContextsEnd(t *testing.T) {
+	d := dir(t)
+	l := listen(t, d, link.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 { // whether it finds the listener free or its context ended first
+		if _, err := l.Connect(ctx); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFolderThatCannotBeChanged(t *testing.T) {
+	if _, err := link.Listen("/proc/self/fdinfo", link.Options{}); err == nil {
+		t.Error("listened in /proc")
+	}
+}
