@@ -188,7 +188,7 @@ func (s *SSHD) config() string {
 		"AllowTcpForwarding yes",
 		"AllowStreamLocalForwarding yes",
 		"PrintMotd no",
-		"LogLevel DEBUG1",
+		"LogLevel VERBOSE",
 	)
 	if len(s.options.Environment) > 0 {
 		names := make([]string, 0, len(s.options.Environment))
@@ -213,7 +213,7 @@ func (s *SSHD) Start(ctx context.Context) error {
 	}
 	argv := s.options.Namespace.Argv(s.program, "-D", "-e", "-f", s.configFile())
 	// The server outlives the call, so its life is not bound to ctx.
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec,noctx // our own server, ended by Stop
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stderr = logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

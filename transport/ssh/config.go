@@ -16,6 +16,7 @@ import (
 const (
 	maxConfigBytes = 1 << 20
 	maxIncludes    = 16
+	maxFiles       = 1000
 )
 
 // settings are what the config files say about one host. A value is set by the
@@ -43,6 +44,7 @@ type configReader struct {
 	alias string
 	user  string
 
+	files    int
 	settings settings
 }
 
@@ -65,6 +67,9 @@ func readConfig(files []string, home, localUser, alias, user string) (settings, 
 func (r *configReader) file(name, base string, active bool, depth int) error {
 	if depth > maxIncludes {
 		return fmt.Errorf("read ssh config %s: more than %d levels of Include", name, maxIncludes)
+	}
+	if r.files++; r.files > maxFiles {
+		return fmt.Errorf("read ssh config %s: more than %d files by Include", name, maxFiles)
 	}
 	data, err := readBounded(name, maxConfigBytes)
 	if errors.Is(err, fs.ErrNotExist) {

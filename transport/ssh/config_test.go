@@ -143,6 +143,13 @@ func TestInclude(t *testing.T) {
 	if _, err := readConfig([]string{circle}, home, "", "box", ""); err == nil || !strings.Contains(err.Error(), "levels of Include") {
 		t.Errorf("circle: %v", err)
 	}
+	wide := configAt(t, filepath.Join(dir, "wide"), "Include wide2 wide2 wide2 wide2")
+	configAt(t, filepath.Join(dir, "wide2"), "Include narrow narrow narrow narrow narrow")
+	configAt(t, filepath.Join(dir, "narrow"), strings.Repeat("Include own2\n", 100))
+	configAt(t, filepath.Join(dir, "own2"), "Port 5")
+	if _, err := readConfig([]string{wide}, home, "", "box", ""); err == nil || !strings.Contains(err.Error(), "files by Include") {
+		t.Errorf("many files: %v", err)
+	}
 	bad := configAt(t, filepath.Join(dir, "bad"), "Include worse")
 	configAt(t, filepath.Join(dir, "worse"), "Port x")
 	if _, err := readConfig([]string{bad}, home, "", "box", ""); err == nil || !strings.Contains(err.Error(), "worse:1") {

@@ -1,15 +1,17 @@
 package ssh
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/ed25519"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -53,7 +55,7 @@ func (o Options) knownKeys() (*knownKeys, error) {
 		k.accepted[fingerprint] = true
 	}
 	var files []string
-	var clean cleaner
+	clean := cleaner{originals: map[string]string{}}
 	defer clean.remove()
 	for _, file := range o.KnownHosts {
 		data, err := readBounded(file, maxKnownHostsBytes)
@@ -85,57 +87,48 @@ type cleaner struct {
 	originals map[string]string
 }
 
+// maxDamaged bounds how many lines of a file are passed over.
+const maxDamaged = 1000
+
+// damagedLine finds the line's number in x/crypto's error.
+var damagedLine = regexp.MustCompile(`:(\d+): `)
+
+// usable returns a file that x/crypto reads: file itself, or a copy in which the
+// lines that it refuses are empty, so that the others keep their numbers.
 func (c *cleaner) usable(file string, data []byte) (string, error) {
-	if _, err := knownhosts.New(file); err == nil {
+	_, err := knownhosts.New(file)
+	if err == nil {
 		return file, nil
 	}
 	lines := bytes.Split(data, []byte("\n"))
 	for i, line := range lines {
-		if !readable(line) {
+		// Longer than the scanner takes; the error would not say where.
+		if len(line) >= bufio.MaxScanTokenSize/2 {
 			lines[i] = nil
 		}
 	}
-	f, err := os.CreateTemp("", "known_hosts")
-	if err != nil {
-		return "", fmt.Errorf("read known hosts %s: %w", file, err)
+	temp, terr := os.CreateTemp("", "known_hosts")
+	if terr != nil {
+		return "", fmt.Errorf("read known hosts %s: %w", file, terr)
 	}
-	if c.originals == nil {
-		c.originals = map[string]string{}
-	}
-	c.originals[f.Name()] = file
-	_, err = f.Write(bytes.Join(lines, []byte("\n")))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return "", fmt.Errorf("read known hosts %s: %w", file, err)
-	}
-	return f.Name(), nil
-}
-
-// readable says whether x/crypto takes the line.
-func readable(line []byte) bool {
-	line = bytes.Trim(line, " \t\r")
-	if len(line) == 0 || line[0] == '#' {
-		return true
-	}
-	marker, hosts, _, _, _, err := gossh.ParseKnownHosts(line)
-	if err != nil || len(line) > 32<<10 {
-		return false
-	}
-	fields := bytes.Fields(line)
-	if marker != "" {
-		fields = fields[1:]
-	}
-	return !slices.ContainsFunc(hosts, func(h string) bool {
-		// Hashes other than SHA-1, names cut short, and what is no pattern.
-		_, _, err := net.SplitHostPort(h)
-		switch {
-		case strings.HasPrefix(h, "|"):
-			return len(hosts) > 1 || !strings.HasPrefix(h, "|1|") || !hashedName(h)
-		case strings.HasPrefix(strings.TrimPrefix(h, "!"), "["):
-			_, _, err = net.SplitHostPort(strings.TrimPrefix(h, "!"))
-			return err != nil
+	_ = temp.Close()
+	c.originals[temp.Name()] = file
+	for range maxDamaged {
+		if err := os.WriteFile(temp.Name(), bytes.Join(lines, []byte("\n")), 0o600); err != nil {
+			return "", fmt.Errorf("read known hosts %s: %w", file, err)
 		}
-		return h == "!" || strings.HasPrefix(h, "@")
-	}) && len(fields) >= 3
+		if _, err = knownhosts.New(temp.Name()); err == nil {
+			return temp.Name(), nil
+		}
+		found := damagedLine.FindStringSubmatch(strings.TrimPrefix(err.Error(), "knownhosts: "+temp.Name()))
+		if found == nil {
+			break
+		}
+		if n, nerr := strconv.Atoi(found[1]); nerr == nil && n >= 1 && n <= len(lines) {
+			lines[n-1] = nil
+		}
+	}
+	return "", fmt.Errorf("read known hosts %s: too much of it is damaged: %w", file, err)
 }
 
 func (c *cleaner) remove() {
@@ -275,18 +268,4 @@ func (k *knownKeys) unknown(h *hop, key gossh.PublicKey, cause error) error {
 			k.name, k.address, fingerprint),
 		Cause: cause,
 	}
-}
-
-// hashedName says whether a hashed host is whole: |1|salt|hash.
-func hashedName(h string) bool {
-	parts := strings.Split(h, "|")
-	if len(parts) != 4 {
-		return false
-	}
-	for _, p := range parts[2:] {
-		if _, err := base64.StdEncoding.DecodeString(p); err != nil {
-			return false
-		}
-	}
-	return true
 }

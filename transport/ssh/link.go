@@ -230,11 +230,11 @@ func (l *link) tcp(ctx context.Context, h *hop) (net.Conn, error) {
 	switch {
 	case err == nil:
 		return conn, nil
-	case ctx.Err() != nil:
+	case ended(ctx):
 		return nil, fmt.Errorf("connect to %s: %w", h, ctx.Err())
 	}
 	message := fmt.Sprintf("connect to %s%s: %v", h, from, tcpReason(err))
-	if cctx.Err() != nil {
+	if ended(cctx) {
 		message = fmt.Sprintf("connect to %s%s: no answer within %v", h, from, connectTimeout)
 	}
 	return nil, &transport.Error{
@@ -243,6 +243,15 @@ func (l *link) tcp(ctx context.Context, h *hop) (net.Conn, error) {
 		Next:    "check that the machine is up, its address and port are right, and sshd runs there" + h.note(),
 		Cause:   err,
 	}
+}
+
+// ended says whether ctx is done or about to be: a dialer notices a deadline a
+// moment before the context does. It returns once ctx.Err says so.
+func ended(ctx context.Context) bool {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 {
+		<-ctx.Done()
+	}
+	return ctx.Err() != nil
 }
 
 // tcpReason is the innermost error: the address stands in the message already.

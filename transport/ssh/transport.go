@@ -189,7 +189,7 @@ func backoff(failures int, first, limit time.Duration) time.Duration {
 	if failures < 10 {
 		wait = min(first<<failures, limit)
 	}
-	return wait/2 + rand.N(wait/2)
+	return wait/2 + rand.N(wait/2) //nolint:gosec // spreads retries; nobody gains by guessing it
 }
 
 // refusal says whether err is the host's decision, or ours about its key.
@@ -268,10 +268,11 @@ func Quote(words ...string) string {
 	return strings.Join(quoted, " ")
 }
 
+// plain are the characters that no shell treats specially anywhere in a word.
+const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@,+"
+
 func quoteWord(w string) string {
-	if w != "" && !strings.ContainsFunc(w, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:@,+=", r))
-	}) {
+	if w != "" && strings.Trim(w, plain) == "" {
 		return w
 	}
 	// Fish takes a backslash between single quotes for its own, and csh an
