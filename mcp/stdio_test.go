@@ -88,7 +88,7 @@ func (s *session) receive() string {
 	return ""
 }
 
-var processID = regexp.MustCompile(`p[A-Z2-7a-z]{11}\b`)
+var processID = regexp.MustCompile(`\bp[a-z2-7]{11}\b`)
 
 // TestTranscripts plays conversations with clients of both eras. Lines that begin
 // with -> are sent, lines with <- must come back.

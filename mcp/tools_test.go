@@ -22,7 +22,11 @@ func try(t testing.TB, ctx context.Context, g *Gateway, name string, args map[st
 	if tool == nil {
 		t.Fatalf("no tool %s", name)
 	}
-	r, err := tool.Handler(ctx, mcpgo.CallToolRequest{Params: mcpgo.CallToolParams{Name: name, Arguments: args}})
+	var decoded map[string]any // with the types that the wire has
+	if err := json.Unmarshal(encode(args), &decoded); err != nil {
+		t.Fatal(err)
+	}
+	r, err := tool.Handler(ctx, mcpgo.CallToolRequest{Params: mcpgo.CallToolParams{Name: name, Arguments: decoded}})
 	if err != nil {
 		t.Fatalf("%s: a Go error: %v", name, err)
 	}

@@ -312,3 +312,10 @@ type exportWriter struct {
 func (w exportWriter) Write(p []byte) (int, error) {
 	return len(p), w.s.Send(&guestv1.ExportResponse{Data: p})
 }
+
+// Forget makes the guest say that no project was imported.
+func (g *Guest) Forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.imported = false
+}
