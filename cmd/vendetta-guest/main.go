@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command vendetta-guest is the program inside each workspace. A provider puts it
 // there and runs it as the instance's first process.
 package main

@@ -1,3 +1,5 @@
+//go:build linux
+
 package guest
 
 import (
@@ -224,7 +226,7 @@ func (s *status) commits(ctx context.Context, base *manifest, refs map[string]st
 	if total == 0 {
 		return nil
 	}
-	out, _, err = s.git.run(ctx, stdin.Bytes(), "log", "--ignore-missing", "--all", "--no-color", "--no-decorate", "--no-show-signature",
+	out, _, err = s.git.run(ctx, stdin.Bytes(), "log", "--ignore-missing", "--all", "--topo-order", "--no-color", "--no-decorate", "--no-show-signature",
 		"--format=%h %s", "--max-count="+strconv.Itoa(s.limit), "--stdin")
 	if err != nil {
 		return err
