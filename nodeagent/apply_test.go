@@ -283,7 +283,9 @@ func TestSilentGuest(t *testing.T) {
 			b := newBox(t)
 			tc.change(b)
 			n := start(t, "", []providers.Provider{b}, func(o *Options) {
-				o.timing.guestAnswer, o.timing.linkOpen = 200*time.Millisecond, 50*time.Millisecond
+				if b.mute {
+					o.timing.guestAnswer, o.timing.linkOpen = 200*time.Millisecond, 50*time.Millisecond
+				}
 			})
 			o := n.apply(request("o1", 1, running))
 			expect(t, o, isFailed, tc.code)

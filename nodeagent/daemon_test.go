@@ -61,6 +61,16 @@ func child(role, dir string) int {
 	return 0
 }
 
+// program is this test binary.
+func program(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func stateDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "v")
@@ -95,7 +105,7 @@ func stopAtEnd(t *testing.T, dir string) {
 func TestDaemon(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)
-	options := StartOptions{Program: os.Args[0], Args: []string{"as-supervisor", dir}, StateDir: dir}
+	options := StartOptions{Program: program(t), Args: []string{"as-supervisor", dir}, StateDir: dir}
 	socket, err := Start(t.Context(), options)
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +149,7 @@ func TestDaemon(t *testing.T) {
 func TestStartFailures(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)
-	_, err := Start(t.Context(), StartOptions{Program: os.Args[0], Args: []string{"as-failure", dir}, StateDir: dir})
+	_, err := Start(t.Context(), StartOptions{Program: program(t), Args: []string{"as-failure", dir}, StateDir: dir})
 	if e := api.From(err); e == nil || e.Code != api.Unavailable || !strings.Contains(e.Message, "this cannot work") || e.Next == "" {
 		t.Fatalf("got %#v", err)
 	}
@@ -149,7 +159,7 @@ func TestStartFailures(t *testing.T) {
 	if _, err := Start(t.Context(), StartOptions{Program: filepath.Join(dir, logName), StateDir: dir}); err == nil {
 		t.Fatal("started a log")
 	}
-	if _, err := Start(t.Context(), StartOptions{Program: os.Args[0], StateDir: filepath.Join(dir, logName)}); err == nil {
+	if _, err := Start(t.Context(), StartOptions{Program: program(t), StateDir: filepath.Join(dir, logName)}); err == nil {
 		t.Fatal("state in a file")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -162,7 +172,7 @@ func TestStartFailures(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = held.Close() }()
-	if _, err := Start(ctx, StartOptions{Program: os.Args[0], StateDir: dir}); err == nil {
+	if _, err := Start(ctx, StartOptions{Program: program(t), StateDir: dir}); err == nil {
 		t.Fatal("two starts at a time")
 	}
 }
@@ -171,7 +181,7 @@ func TestSupervise(t *testing.T) {
 	t.Parallel()
 	dir := stateDir(t)
 	log := slog.New(slog.DiscardHandler)
-	options := SuperviseOptions{Program: os.Args[0], Args: []string{"as-agent", dir}, StateDir: dir, Logger: log, pause: time.Millisecond, pauseMax: 5 * time.Millisecond}
+	options := SuperviseOptions{Program: program(t), Args: []string{"as-agent", dir}, StateDir: dir, Logger: log, pause: time.Millisecond, pauseMax: 5 * time.Millisecond}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- Supervise(ctx, options) }()

@@ -40,7 +40,7 @@ func TestRebootOfTheNode(t *testing.T) {
 	eventually(t, "tries", func() bool { return len(b.did()) >= 5 })
 	expect(t, n.seen(), isFailed, api.FailedPrecondition)
 	b.set(func() { delete(b.fail, "start w1") })
-	eventually(t, "the instance", func() bool { return n.seen().GetLinked() })
+	eventually(t, "the instance", func() bool { return n.seen().GetLinked() && n.seen().GetState() == isRunning })
 	expect(t, n.seen(), isRunning, "")
 	// The instance itself may be gone, too; the files are not.
 	n.end()

@@ -111,6 +111,9 @@ func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.
 		case err == nil && ierr == nil:
 			k.seeRunning(inst)
 			return nil
+		case api.CodeOf(err) == api.FailedPrecondition:
+			// It answered, and no waiting makes it speak our protocol.
+			return err
 		case ctx.Err() != nil && errors.Is(context.Cause(ctx), errSilent):
 			return k.silent(r, err)
 		case ctx.Err() != nil:
@@ -127,10 +130,6 @@ func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.
 var errSilent = errors.New("the guest did not answer")
 
 func (k *keeper) silent(r *nodeagentv1.ApplyRequest, err error) error {
-	own := api.From(err)
-	if own != nil && own.Code == api.FailedPrecondition {
-		return own
-	}
 	return &api.Error{
 		Code: api.DeadlineExceeded,
 		Message: fmt.Sprintf("start workspace %s: its guest (%s) did not answer within %v",

@@ -49,7 +49,7 @@ var defaultTiming = timing{
 	interval:     10 * time.Second,
 	tombstone:    24 * time.Hour,
 	follow:       500 * time.Millisecond,
-	farewell:     250 * time.Millisecond,
+	farewell:     time.Second,
 }
 
 // Ceilings of the providers' calls. A create may fetch an image.

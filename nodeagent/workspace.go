@@ -440,7 +440,12 @@ func (k *keeper) maintain(ctx context.Context, r record) time.Duration {
 	k.dropLink()
 	k.looked = true
 	k.startedAt = time.Now()
-	k.see(func(o *nodeagentv1.ObservedWorkspace) { o.State = workingState(r.request.GetDesired()) })
+	k.see(func(o *nodeagentv1.ObservedWorkspace) {
+		// One that failed to come back reads failed until it is.
+		if o.GetErrorCode() == "" {
+			o.State = workingState(r.request.GetDesired())
+		}
+	})
 	if err := k.converge(ctx, r.request, false); err != nil {
 		if ctx.Err() != nil {
 			return 0
