@@ -32,8 +32,9 @@ build: bin/bundle/linux-$(shell go env GOARCH) ## bin/vendetta and the programs 
 	$(GOBUILD) -o bin/ ./cmd/vendetta
 
 # The programs that are put on nodes; releases ship both architectures.
-.PHONY: bin/bundle/linux-amd64 bin/bundle/linux-arm64
-bin/bundle/linux-%:
+BUNDLES := bin/bundle/linux-amd64 bin/bundle/linux-arm64
+.PHONY: $(BUNDLES)
+$(BUNDLES): bin/bundle/linux-%:
 	GOOS=linux GOARCH=$* $(GOBUILD) -o $@/ ./cmd/vendetta ./cmd/vendetta-guest
 
 release-build: bin/bundle/linux-amd64 bin/bundle/linux-arm64 ## the CLI for every system, and the programs for every node

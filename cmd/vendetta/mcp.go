@@ -29,7 +29,7 @@ themselves:
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.Toolsets, "toolsets", nil, "only the tools of these sets: node, workspace, process, file")
+	f.StringSliceVar(&o.Toolsets, "toolsets", nil, "only the tools of these sets: nodes, workspaces, processes, files")
 	f.StringSliceVar(&o.Tools, "tools", nil, "only these tools")
 	f.BoolVar(&o.ReadOnly, "read-only", false, "only tools that change nothing; wins over the other two")
 	return cmd

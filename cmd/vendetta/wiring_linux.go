@@ -29,7 +29,7 @@ func nodeProviders(a *app, guest, self string, log *slog.Logger) func(serverID s
 			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
 		})}
 		engine, err := docker.New(docker.Options{
-			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "docker"), GuestProgram: guest, Logger: log,
+			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "docker", serverID), GuestProgram: guest, Logger: log,
 		})
 		if err != nil {
 			log.Error("docker is left out", "error", err)

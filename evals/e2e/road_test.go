@@ -77,7 +77,7 @@ func TestWholeRoad(t *testing.T) {
 	b.add("build1", r)
 	s := b.mcp()
 	s.must([]string{"build1", "ready"}, "node_list", nil)
-	s.must([]string{"docker"}, "node_status", map[string]any{"node": "build1"})
+	s.must([]string{"docker"}, "node_status", map[string]any{"name": "build1"})
 	s.must([]string{"fix-login", "running"}, "workspace_create", map[string]any{
 		"name": "fix-login", "node": "build1", "provider": "docker", "image": testbed.Image(t),
 	})
@@ -94,14 +94,15 @@ func TestWholeRoad(t *testing.T) {
 	s.must([]string{"b.txt"}, "file_list", in(map[string]any{"path": "a"}))
 	text := s.must([]string{"running"}, "exec", in(map[string]any{"script": "read line; echo got $line; sleep 1; echo end", "stdin_open": true, "wait_seconds": 1}))
 	id := processID(t, text)
-	s.must(nil, "process_input", in(map[string]any{"process_id": id, "data": "words\n"}))
+	s.must(nil, "process_input", in(map[string]any{"process_id": id, "text": "words\n"}))
 	s.must([]string{"got words", "end"}, "process_output", in(map[string]any{"process_id": id, "wait_seconds": 20}))
 	s.must([]string{id}, "process_list", in(map[string]any{}))
-	s.must([]string{"stopped"}, "workspace_stop", in(map[string]any{}))
-	s.must([]string{"running"}, "workspace_up", in(map[string]any{}))
+	named := map[string]any{"name": "fix-login"}
+	s.must(nil, "workspace_stop", named)
+	s.must(nil, "workspace_up", named)
 	s.must([]string{"one\nthree"}, "file_read", in(map[string]any{"path": "a/b.txt"}))
-	s.must(nil, "workspace_rm", in(map[string]any{}))
-	if text, failed := s.call("workspace_status", in(map[string]any{})); !failed || !strings.Contains(text, "fix-login") {
+	s.must(nil, "workspace_rm", named)
+	if text, failed := s.call("workspace_status", named); !failed || !strings.Contains(text, "fix-login") {
 		t.Errorf("the status of a removed workspace: %s", text)
 	}
 	b.run("node", "rm", "build1")

@@ -291,8 +291,9 @@ func TestCreateFailures(t *testing.T) {
 		"image":   {change: func(s *providers.Spec) { s.Image = "registry.example/trouble:1" }, words: []string{"look up image", "trouble"}},
 		"windows": {change: func(s *providers.Spec) { s.Image = "registry.example/windows:1" }, kind: providers.ErrImage, words: []string{"windows"}},
 		"no image": {
-			change: func(s *providers.Spec) { s.Image = "" },
-			kind:   providers.ErrInvalid, words: []string{"debian:12"},
+			answers: map[string]http.HandlerFunc{"GET /images/debian:12/json": trouble},
+			change:  func(s *providers.Spec) { s.Image = "" },
+			words:   []string{"look up image debian:12", "trouble"},
 		},
 		"host network": {
 			change: func(s *providers.Spec) { s.Network = providers.NetworkHost },

@@ -23,10 +23,13 @@ type image struct {
 	user string
 }
 
+// DefaultImage is the image of a workspace that names none.
+const DefaultImage = "debian:12"
+
 // image returns the image of a reference, pulled when the machine does not have it.
 func (p *Provider) image(ctx context.Context, ref string) (image, error) {
 	if ref == "" {
-		return image{}, invalid("name one, e.g. debian:12", "docker workspaces need an image")
+		ref = DefaultImage
 	}
 	// The reference becomes part of a path of the engine's API.
 	if _, err := reference.ParseAnyReference(ref); err != nil {

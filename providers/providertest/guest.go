@@ -97,6 +97,22 @@ func (g *guest) run(t *testing.T, argv ...string) result {
 	return collect(t, stream)
 }
 
+// starts tells whether a command can be started just now and ends well.
+func (g *guest) starts(t *testing.T, argv ...string) bool {
+	t.Helper()
+	stream, err := g.processes.Start(g.ctx, &guestv1.StartRequest{ProcessId: random(t), Argv: argv})
+	if err != nil {
+		return false
+	}
+	defer func() { _ = stream.Close() }()
+	for stream.Receive() {
+		if ended := stream.Msg().GetEnded(); ended != nil {
+			return ended.GetExitCode() == 0
+		}
+	}
+	return false
+}
+
 // script runs a shell's script and returns its output; its failure is the test's.
 func (g *guest) script(t *testing.T, script string) string {
 	t.Helper()
