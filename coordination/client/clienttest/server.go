@@ -44,6 +44,15 @@ type Server struct {
 type workspace struct {
 	record *vendettav1.Workspace
 	guest  *Guest
+	// mounted answers in the guest's place.
+	mounted http.Handler
+}
+
+// Mount puts another guest, a real one say, into a workspace.
+func (s *Server) Mount(name string, guest http.Handler) {
+	s.Lock()
+	defer s.Unlock()
+	s.workspaces[name].mounted = guest
 }
 
 // New starts a server that ends with the test.
@@ -138,6 +147,10 @@ func (s *Server) toGuest(w http.ResponseWriter, r *http.Request) {
 	s.Lock()
 	ws := s.workspaces[name]
 	s.Unlock()
+	if ws != nil && ws.mounted != nil {
+		http.StripPrefix("/workspaces/"+name+"/guest", ws.mounted).ServeHTTP(w, r)
+		return
+	}
 	g := &Guest{missing: name}
 	if ws != nil {
 		g = ws.guest
