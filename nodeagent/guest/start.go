@@ -179,12 +179,15 @@ func (c *command) find() (string, *notRun) {
 		if why == nil {
 			return path, nil
 		}
-		if why.code == exitNotExecutable && answer.code == exitNotFound && !strings.HasSuffix(why.message, "is a folder") {
+		// Folders of that name, and parts of PATH that are closed to the guest, do not count.
+		if strings.HasSuffix(why.message, notExecutable) && answer.code == exitNotFound {
 			answer = why
 		}
 	}
 	return "", answer
 }
+
+const notExecutable = ": permission denied (not executable)"
 
 func runnable(path, name string) *notRun {
 	info, err := os.Stat(path)
@@ -196,7 +199,7 @@ func runnable(path, name string) *notRun {
 	case info.IsDir():
 		return &notRun{exitNotExecutable, name + ": is a folder"}
 	case info.Mode()&0o111 == 0:
-		return &notRun{exitNotExecutable, name + ": permission denied (not executable)"}
+		return &notRun{exitNotExecutable, name + notExecutable}
 	}
 	return nil
 }
