@@ -21,9 +21,7 @@ type agent struct {
 func listen(t *testing.T, path string, serve func(*net.UnixConn)) *agent {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	check(t, "listen", err)
 	a := &agent{listener: l, serve: serve}
 	a.wg.Go(a.accept)
 	t.Cleanup(a.stop)

@@ -1,7 +1,6 @@
 package transporttest
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -25,12 +24,12 @@ func testEcho(t *testing.T, s Setup) {
 	for _, line := range []string{"hello\n", "\x00\xff binary", "again\n"} {
 		exchange(t, conn, line)
 	}
-	if conn.LocalAddr() == nil || conn.RemoteAddr() == nil {
-		t.Error("a stream needs addresses")
+	for _, a := range []net.Addr{conn.LocalAddr(), conn.RemoteAddr()} {
+		check(t, "network of an address", same(a.Network(), "unix"))
+		_ = a.String()
 	}
-	if n, err := conn.Read(nil); n != 0 || err != nil {
-		t.Errorf("empty read = %d, %v", n, err)
-	}
+	_, err := conn.Read(nil)
+	check(t, "empty read", err)
 }
 
 func testConcurrent(t *testing.T, s Setup) {
@@ -38,25 +37,23 @@ func testConcurrent(t *testing.T, s Setup) {
 	listen(t, path, echo)
 	tr := s.open(t, path)
 	var wg sync.WaitGroup
-	for i := range 16 {
+	var errs [16]error
+	for i := range errs {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			conn, err := tr.Dial(ctx)
-			if err != nil {
-				t.Errorf("dial %d: %v", i, err)
-				return
-			}
-			defer func() { _ = conn.Close() }()
-			for j := range 20 {
-				if err := echoed(conn, fmt.Sprintf("stream %d line %d\n", i, j)); err != nil {
-					t.Errorf("stream %d: %v", i, err)
-					return
+			if err == nil {
+				for j := range 20 {
+					err = errors.Join(err, echoed(conn, fmt.Sprintf("stream %d line %d\n", i, j)))
 				}
+				_ = conn.Close()
 			}
+			errs[i] = err
 		})
 	}
 	wg.Wait()
+	check(t, "streams", errors.Join(errs[:]...))
 }
 
 // large is more than any window or socket buffer in the way.
@@ -75,17 +72,8 @@ func testLarge(t *testing.T, s Setup) {
 			_, failed = io.CopyN(io.MultiWriter(conn, sent), source, large)
 		})
 		_, err := io.CopyN(got, conn, large)
-		if err != nil {
-			_ = conn.Close()
-		}
 		wg.Wait()
-		if err := errors.Join(failed, err); err != nil {
-			return err
-		}
-		if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
-			return errors.New("what came back differs")
-		}
-		return nil
+		return errors.Join(failed, err, same(string(got.Sum(nil)), string(sent.Sum(nil))))
 	})
 }
 
@@ -139,16 +127,7 @@ func testEnd(t *testing.T, s Setup) {
 	path := socket(t)
 	listen(t, path, func(conn *net.UnixConn) { _, _ = io.WriteString(conn, "farewell") })
 	conn := dial(t, s.open(t, path))
-	within(t, "read to the end", func() error {
-		got, err := io.ReadAll(conn)
-		if err != nil {
-			return err
-		}
-		if string(got) != "farewell" {
-			return fmt.Errorf("got %q", got)
-		}
-		return nil
-	})
+	within(t, "read to the end", func() error { return readsAll(conn, "farewell") })
 }
 
 // A transport that offers CloseWrite keeps the other direction open after it.
@@ -164,20 +143,8 @@ func testHalfClose(t *testing.T, s Setup) {
 		return
 	}
 	within(t, "half-close", func() error {
-		if _, err := conn.Write(make([]byte, 1000)); err != nil {
-			return err
-		}
-		if err := half.CloseWrite(); err != nil {
-			return err
-		}
-		got, err := io.ReadAll(conn)
-		if err != nil {
-			return err
-		}
-		if string(got) != "1000 bytes" {
-			return fmt.Errorf("got %q", got)
-		}
-		return nil
+		_, err := conn.Write(make([]byte, 1000))
+		return errors.Join(err, half.CloseWrite(), readsAll(conn, "1000 bytes"))
 	})
 }
 
@@ -188,17 +155,14 @@ func testIsolation(t *testing.T, s Setup) {
 	first, second := dial(t, tr), dial(t, tr)
 	exchange(t, first, "one\n")
 	exchange(t, second, "two\n")
-	if err := first.Close(); err != nil {
-		t.Fatalf("close: %v", err)
-	}
+	check(t, "close", first.Close())
 	_ = first.Close()
 	exchange(t, second, "still here\n")
-	if _, err := first.Write([]byte("x")); err == nil {
-		t.Error("a write on a closed stream succeeded")
-	}
-	if _, err := first.Read(make([]byte, 1)); err == nil {
-		t.Error("a read on a closed stream succeeded")
-	}
+	_, err := first.Write([]byte("x"))
+	check(t, "closed stream", errors.Join(
+		fails("a write", err), readFails(first),
+		fails("a deadline", first.SetReadDeadline(time.Now())), fails("a deadline", first.SetWriteDeadline(time.Now())),
+	))
 	exchange(t, dial(t, tr), "and a new one\n")
 }
 
@@ -212,9 +176,7 @@ func testReadDeadline(t *testing.T, s Setup) {
 	}
 	within(t, "read with a deadline", func() error { return wantTimeout(conn.Read(make([]byte, 1))) })
 	within(t, "read after a deadline", func() error { return wantTimeout(conn.Read(make([]byte, 1))) })
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		t.Fatalf("clear the deadline: %v", err)
-	}
+	check(t, "clear the deadline", conn.SetReadDeadline(time.Time{}))
 	exchange(t, conn, "after the deadline\n")
 
 	// A deadline that is set during a read ends it.
@@ -226,14 +188,9 @@ func testReadDeadline(t *testing.T, s Setup) {
 			done <- wantTimeout(conn.Read(make([]byte, 1)))
 		}()
 		<-reading
-		if err := conn.SetDeadline(time.Unix(1, 0)); err != nil {
-			return err
-		}
-		return <-done
+		return errors.Join(conn.SetDeadline(time.Unix(1, 0)), <-done)
 	})
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		t.Fatal(err)
-	}
+	check(t, "clear the deadlines", conn.SetDeadline(time.Time{}))
 	exchange(t, conn, "and after the interruption\n")
 }
 
@@ -279,15 +236,9 @@ func testClose(t *testing.T, s Setup) {
 	conn := dial(t, tr)
 	exchange(t, conn, "before\n")
 	within(t, "close", tr.Close)
-	within(t, "read after close", func() error {
-		if _, err := conn.Read(make([]byte, 1)); err == nil {
-			return errors.New("a stream outlived its transport")
-		}
-		return nil
-	})
-	if _, err := tr.Dial(t.Context()); err == nil {
-		t.Error("a closed transport dialled")
-	}
+	within(t, "read after close", func() error { return readFails(conn) })
+	_, err := tr.Dial(t.Context())
+	check(t, "closed transport", fails("a dial", err))
 }
 
 func testNoSocket(t *testing.T, s Setup) {

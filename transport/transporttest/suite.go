@@ -3,6 +3,7 @@ package transporttest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -55,9 +56,7 @@ func Run(t *testing.T, s Setup) {
 func socket(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
+	check(t, "make a folder", err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return filepath.Join(dir, "agent.sock")
 }
@@ -66,11 +65,7 @@ func socket(t *testing.T) string {
 func (s Setup) open(t *testing.T, path string) transport.Transport {
 	t.Helper()
 	tr := s.New(t, path)
-	t.Cleanup(func() {
-		if err := tr.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	t.Cleanup(func() { check(t, "close", tr.Close()) })
 	return tr
 }
 
@@ -80,9 +75,7 @@ func dial(t *testing.T, tr transport.Transport) net.Conn {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	conn, err := tr.Dial(ctx)
-	if err != nil {
-		t.Fatalf("dial: %v (%v)", err, errors.Unwrap(err))
-	}
+	check(t, "dial", err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }
@@ -94,9 +87,7 @@ func within(t *testing.T, what string, f func() error) {
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
+		check(t, what, err)
 	case <-time.After(patience):
 		t.Fatalf("%s: did not return within %v", what, patience)
 	}
@@ -109,15 +100,46 @@ func exchange(t *testing.T, conn net.Conn, line string) {
 }
 
 func echoed(conn net.Conn, line string) error {
-	if _, err := io.WriteString(conn, line); err != nil {
-		return err
-	}
 	got := make([]byte, len(line))
-	if _, err := io.ReadFull(conn, got); err != nil {
-		return err
+	_, err := io.WriteString(conn, line)
+	if err == nil {
+		_, err = io.ReadFull(conn, got)
 	}
-	if string(got) != line {
-		return errors.New("other bytes came back: " + string(got))
+	return errors.Join(err, same(string(got), line))
+}
+
+// same says how got differs from want.
+func same(got, want string) error {
+	if got == want {
+		return nil
+	}
+	return fmt.Errorf("got %q, want %q", got, want)
+}
+
+// readsAll expects want and then the end.
+func readsAll(conn net.Conn, want string) error {
+	got, err := io.ReadAll(conn)
+	return errors.Join(err, same(string(got), want))
+}
+
+// readFails expects that nothing can be read any more.
+func readFails(conn net.Conn) error {
+	_, err := conn.Read(make([]byte, 1))
+	return fails("a read", err)
+}
+
+// fails expects an error.
+func fails(what string, err error) error {
+	if err == nil {
+		return errors.New(what + " succeeded")
 	}
 	return nil
+}
+
+// check ends the test on an error.
+func check(t *testing.T, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
 }

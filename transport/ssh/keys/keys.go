@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -36,7 +37,8 @@ func load(file string) (gossh.Signer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the server's key: %w", err)
 	}
-	if open := info.Mode().Perm() &^ 0o700; open != 0 {
+	// Windows has no such modes.
+	if open := info.Mode().Perm() &^ 0o700; open != 0 && runtime.GOOS != "windows" {
 		return nil, &transport.Error{
 			Kind:    transport.ErrLogin,
 			Message: fmt.Sprintf("read the server's key: other users may access %s (mode %04o)", file, info.Mode().Perm()),
