@@ -106,6 +106,7 @@ func (p param) convert(v any) (any, error) {
 		return p.strings(v)
 	case strmap:
 		return p.stringMap(v)
+	case text:
 	}
 	s, err := scalar(v)
 	if err == nil && len(p.enum) > 0 && !slices.Contains(p.enum, s) {

@@ -210,7 +210,7 @@ func TestNodesAndWorkspaces(t *testing.T) {
 	s.Cut()
 	for _, name := range []string{"node_list", "workspace_list"} {
 		clienttest.Wait(t, func() bool {
-			answer, isError := try(t, context.Background(), g, name, m{})
+			answer, isError := try(context.Background(), t, g, name, m{})
 			return isError && strings.Contains(answer, "connect to the server: connection refused")
 		})
 	}
@@ -251,7 +251,7 @@ func TestCreateWaitsAndGoesOn(t *testing.T) {
 		has(t, ok(t, g, "workspace_create", m{"name": "broken"}), "exists and is unknown (its node is lost)")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if answer, isError := try(t, ctx, g, "workspace_create", m{"name": "more"}); isError || !strings.Contains(answer, "not finished yet") {
+		if answer, isError := try(ctx, t, g, "workspace_create", m{"name": "more"}); isError || !strings.Contains(answer, "not finished yet") {
 			t.Errorf("a client that went away: %s", answer)
 		}
 		synctest.Wait()

@@ -47,6 +47,7 @@ func runCreate(ctx context.Context, g *Gateway, c *call) (string, error) {
 		return "", api.Errorf(api.InvalidArgument, "workspace_create: from is %q, which is not an absolute path", from).
 			WithNext("give the whole path, beginning with /")
 	}
+	//nolint:contextcheck // a creation outlives the call that begins it
 	j, err := g.imports.join(name, string(encode(c.arguments)), func(ctx context.Context, say func(string)) (string, error) {
 		return g.guarded(ctx, c.tool.name, func() (string, error) {
 			return (&creation{gateway: g, args: c.arguments, name: name, from: from, say: say}).run(ctx)
@@ -158,7 +159,7 @@ func (n *creation) create(ctx context.Context) (*vendettav1.Operation, string, e
 		Provider: n.args.text("provider"), Image: n.args.text("image"), Network: networks[n.args.text("network")],
 	}
 	if n.args.has("cpus") || n.args.has("memory_mb") {
-		spec.Resources = &vendettav1.Resources{Cpus: float64(n.args.number("cpus", 0)), MemoryBytes: uint64(n.args.number("memory_mb", 0)) << 20} //nolint:gosec // bounded by the table
+		spec.Resources = &vendettav1.Resources{Cpus: float64(n.args.number("cpus", 0)), MemoryBytes: uint64(n.args.number("memory_mb", 0)) << 20}
 	}
 	if n.from != "" {
 		// First, so that a repository that cannot be read leaves no workspace behind.

@@ -86,8 +86,8 @@ func fileHint(c *call, err error) error {
 }
 
 func runFileRead(ctx context.Context, g *Gateway, c *call) (string, error) {
-	offset := uint64(c.number("offset", 0))      //nolint:gosec // not negative
-	limit := uint64(c.number("limit", pageMost)) //nolint:gosec // not negative
+	offset := uint64(c.number("offset", 0))
+	limit := uint64(c.number("limit", pageMost))
 	raw := c.text("encoding") == "base64"
 	if raw {
 		limit = min(limit, pageMost/4*3)
@@ -104,7 +104,7 @@ func runFileRead(ctx context.Context, g *Gateway, c *call) (string, error) {
 		}
 		shown, used, escaped = escapeHead(data, pageMost)
 	}
-	end := offset + uint64(used) //nolint:gosec // not negative
+	end := offset + uint64(used)
 	facts := fmt.Sprintf("bytes %d to %d of %d\n", offset, end, r.GetInfo().GetSize())
 	if escaped > 0 {
 		facts += fmt.Sprintf("binary: %s that are no text show as \\xNN; encoding base64 gives the exact bytes\n", plural(escaped, "byte"))
@@ -136,7 +136,7 @@ func runFileWrite(ctx context.Context, g *Gateway, c *call) (string, error) {
 		}
 	}
 	info, err := c.workspace(g).Files.WriteFile(ctx, &guestv1.WriteFileRequest{
-		Path: c.text("path"), Data: data, Append: c.flag("append"), Mode: uint32(mode), Parents: true, //nolint:gosec // nine bits
+		Path: c.text("path"), Data: data, Append: c.flag("append"), Mode: uint32(mode), Parents: true,
 	})
 	if err != nil {
 		return "", fileHint(c, err)
@@ -163,7 +163,7 @@ func folderOf(c *call) string {
 
 func runFileList(ctx context.Context, g *Gateway, c *call) (string, error) {
 	r, err := c.workspace(g).Files.ListFiles(ctx, &guestv1.ListFilesRequest{
-		Path: folderOf(c), Depth: int32(c.number("depth", 0)), Limit: int32(c.number("limit", 200)), //nolint:gosec // bounded by the table
+		Path: folderOf(c), Depth: int32(c.number("depth", 0)), Limit: int32(c.number("limit", 200)),
 	})
 	if err != nil {
 		return "", fileHint(c, err)
@@ -191,7 +191,7 @@ func runFileList(ctx context.Context, g *Gateway, c *call) (string, error) {
 func runFileSearch(ctx context.Context, g *Gateway, c *call) (string, error) {
 	r, err := c.workspace(g).Files.SearchFiles(ctx, &guestv1.SearchFilesRequest{
 		Path: folderOf(c), Pattern: c.text("pattern"), Glob: c.text("glob"), IgnoreCase: c.flag("ignore_case"),
-		Limit: int32(c.number("limit", 100)), Hidden: c.flag("hidden"), //nolint:gosec // bounded by the table
+		Limit: int32(c.number("limit", 100)), Hidden: c.flag("hidden"),
 	})
 	if err != nil {
 		return "", fileHint(c, err)

@@ -45,6 +45,10 @@ func TestToolsOnARealGuest(t *testing.T) {
 		return strings.Contains(ok(t, g, "process_output", w(m{"process_id": id})), "got this")
 	})
 	s.Cut()
+	clienttest.Wait(t, func() bool { // the connection may still be taken for a good one
+		_, isError := try(t.Context(), t, g, "process_list", w(m{}))
+		return !isError
+	})
 	ok(t, g, "process_signal", w(m{"process_id": id, "signal": "TERM"}))
 	has(t, ok(t, g, "process_output", w(m{"process_id": id, "offset": 0, "wait_seconds": 20})), "exit_code: 143 (killed by signal 15)", "got this")
 	has(t, ok(t, g, "process_list", w(m{})), id)

@@ -99,10 +99,10 @@ func (c *collector) render(readOn func(offset uint64) string) string {
 			usedTail--
 		}
 	}
-	left := c.seen - uint64(used+usedTail) //nolint:gosec // both are part of what was seen
+	left := c.seen - uint64(used+usedTail)
 	r.show(c.head.slice(0, used))
 	if left > 0 {
-		r.line(fmt.Sprintf("[... %d bytes left out here; read on with %s ...]", left, readOn(from+uint64(used)))) //nolint:gosec // not negative
+		r.line(fmt.Sprintf("[... %d bytes left out here; read on with %s ...]", left, readOn(from+uint64(used))))
 	}
 	r.show(c.tail.slice(len(c.tail.data)-usedTail, len(c.tail.data)))
 	if c.gap > 0 {

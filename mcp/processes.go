@@ -160,7 +160,7 @@ func (g *Gateway) follow(ctx context.Context, c *call, wait int64, out *collecto
 func runProcessOutput(ctx context.Context, g *Gateway, c *call) (string, error) {
 	id := c.text("process_id")
 	wait := c.number("wait_seconds", 0)
-	offset := uint64(c.number("offset", 0)) //nolint:gosec // not negative
+	offset := uint64(c.number("offset", 0))
 	guest := c.workspace(g)
 	p, err := guest.Processes.GetProcess(ctx, &guestv1.GetProcessRequest{ProcessId: id})
 	if err != nil {
@@ -196,7 +196,7 @@ func (g *Gateway) page(ctx context.Context, c *call, p *guestv1.Process, offset 
 	_, used, _ := escapeHead(data, pageMost)
 	var r renderer
 	r.show(whole.slice(0, used))
-	end := from + uint64(used) //nolint:gosec // not negative
+	end := from + uint64(used)
 	facts := describe(p)
 	if from > offset {
 		facts += fmt.Sprintf("dropped: bytes %d to %d are no longer kept\n", offset, from)

@@ -138,7 +138,7 @@ func bytesText(n uint64) string {
 	case n >= 1<<10:
 		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
-	return plural(int(n), "byte") //nolint:gosec // below 1024
+	return plural(int(n), "byte")
 }
 
 func stamp(t *timestamppb.Timestamp) string {

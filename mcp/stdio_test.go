@@ -214,7 +214,9 @@ func TestEndOfInput(t *testing.T) {
 	for line := range c.out {
 		t.Logf("late answer: %s", line)
 	}
-	<-c.ended
+	if err := <-c.ended; err != nil {
+		t.Errorf("end: %v", err)
+	}
 	if took := time.Since(began); took > 2*afterEnd {
 		t.Errorf("the end took %v", took)
 	}

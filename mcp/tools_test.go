@@ -16,7 +16,7 @@ import (
 )
 
 // try calls a tool as a client would, past the wire.
-func try(t testing.TB, ctx context.Context, g *Gateway, name string, args map[string]any) (answer string, isError bool) {
+func try(ctx context.Context, t testing.TB, g *Gateway, name string, args map[string]any) (answer string, isError bool) {
 	t.Helper()
 	tool := g.server.GetTool(name)
 	if tool == nil {
@@ -45,7 +45,7 @@ func try(t testing.TB, ctx context.Context, g *Gateway, name string, args map[st
 
 func ok(t testing.TB, g *Gateway, name string, args map[string]any) string {
 	t.Helper()
-	answer, isError := try(t, context.Background(), g, name, args)
+	answer, isError := try(context.Background(), t, g, name, args)
 	if isError {
 		t.Fatalf("%s: %s", name, answer)
 	}
@@ -54,7 +54,7 @@ func ok(t testing.TB, g *Gateway, name string, args map[string]any) string {
 
 func fails(t testing.TB, g *Gateway, name string, args map[string]any, want ...string) {
 	t.Helper()
-	answer, isError := try(t, context.Background(), g, name, args)
+	answer, isError := try(context.Background(), t, g, name, args)
 	if !isError {
 		t.Errorf("%s %v: no error: %s", name, args, answer)
 	}

@@ -50,7 +50,7 @@ func workspaceTools() []*tool {
 			run: func(ctx context.Context, g *Gateway, c *call) (string, error) {
 				return g.change(ctx, c, func(key string) (*vendettav1.ChangeResponse, error) {
 					return g.client.Workspaces.StopWorkspace(ctx, &vendettav1.StopWorkspaceRequest{
-						Name: c.text("name"), IdempotencyKey: key, GraceSeconds: int32(c.number("grace_seconds", 0)), //nolint:gosec // bounded by the table
+						Name: c.text("name"), IdempotencyKey: key, GraceSeconds: int32(c.number("grace_seconds", 0)),
 					})
 				})
 			},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -103,9 +104,9 @@ func (rt *roundTripper) Do(r *http.Request) (*http.Response, error) {
 		p = p[i:]
 	}
 	if rt.bulkPaths[p] {
-		return rt.bulk.Do(r)
+		return rt.bulk.Do(r) //nolint:gosec // the connection decides where it goes, not the address
 	}
-	return rt.small.Do(r)
+	return rt.small.Do(r) //nolint:gosec // as above
 }
 
 // bulkMethods reads from the descriptors which methods move many bytes.
@@ -170,9 +171,6 @@ func lost(err error) bool {
 	}
 	// What the client made itself: of a status that stands for an answer, or of a
 	// stream that ended in the middle, for which it has several codes.
-	switch wireErr.Code() {
-	case connect.CodeResourceExhausted, connect.CodeUnimplemented, connect.CodeUnauthenticated, connect.CodePermissionDenied:
-		return false
-	}
-	return true
+	answers := []connect.Code{connect.CodeResourceExhausted, connect.CodeUnimplemented, connect.CodeUnauthenticated, connect.CodePermissionDenied}
+	return !slices.Contains(answers, wireErr.Code())
 }

@@ -72,7 +72,7 @@ func (u *unpacker) entry(h *tar.Header, data io.Reader) error {
 	if err != nil {
 		return err
 	}
-	mode := fs.FileMode(h.Mode).Perm() //nolint:gosec // Perm keeps nine bits of it.
+	mode := fs.FileMode(h.Mode).Perm()
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if err := u.folder(name); err != nil {

@@ -56,25 +56,20 @@ func remaining(ctx context.Context, n int32) int32 {
 }
 
 func ended(op *vendettav1.Operation) bool {
-	switch op.GetState() {
-	case vendettav1.OperationState_OPERATION_STATE_SUCCEEDED,
-		vendettav1.OperationState_OPERATION_STATE_FAILED,
-		vendettav1.OperationState_OPERATION_STATE_SUPERSEDED:
-		return true
-	}
-	return false
+	s := op.GetState()
+	return s != vendettav1.OperationState_OPERATION_STATE_UNSPECIFIED && s != vendettav1.OperationState_OPERATION_STATE_PENDING
 }
 
 // OperationError is nil unless the operation failed or gave way to a newer one.
 func OperationError(op *vendettav1.Operation) error {
-	switch op.GetState() {
-	case vendettav1.OperationState_OPERATION_STATE_FAILED:
+	switch s := op.GetState(); {
+	case s == vendettav1.OperationState_OPERATION_STATE_FAILED:
 		code := api.Code(op.GetErrorCode())
 		if code == "" {
 			code = api.Internal
 		}
 		return &api.Error{Code: code, Message: op.GetVerb() + " " + op.GetWorkspace() + ": " + op.GetMessage(), Next: op.GetNext()}
-	case vendettav1.OperationState_OPERATION_STATE_SUPERSEDED:
+	case s == vendettav1.OperationState_OPERATION_STATE_SUPERSEDED:
 		return api.Errorf(api.Conflict, "%s %s: a newer operation took its place", op.GetVerb(), op.GetWorkspace()).
 			WithNext("see what it is now: vendetta workspace status %s", op.GetWorkspace())
 	}

@@ -52,7 +52,7 @@ func (h project) ProjectStatus(context.Context, *guestv1.ProjectStatusRequest) (
 	defer h.guest.mu.Unlock()
 	return &guestv1.ProjectStatusResponse{
 		Imported: h.guest.imported, GitVersion: "git version 2.39.5", Branch: "main", Commit: "0123456789abcdef",
-		ChangedFiles: h.guest.changes, ChangedFilesTotal: int32(len(h.guest.changes)), //nolint:gosec // a handful
+		ChangedFiles: h.guest.changes, ChangedFilesTotal: int32(len(h.guest.changes)),
 	}, nil
 }
 
@@ -73,7 +73,7 @@ func fileError(p string, err error) error {
 }
 
 func info(p string, i fs.FileInfo) *guestv1.FileInfo {
-	out := &guestv1.FileInfo{Path: p, Type: guestv1.FileType_FILE_TYPE_REGULAR, Size: uint64(i.Size()), Mode: uint32(i.Mode().Perm()), ModifiedAt: timestamppb.New(i.ModTime()), Owner: "dev"} //nolint:gosec // not negative
+	out := &guestv1.FileInfo{Path: p, Type: guestv1.FileType_FILE_TYPE_REGULAR, Size: uint64(i.Size()), Mode: uint32(i.Mode().Perm()), ModifiedAt: timestamppb.New(i.ModTime()), Owner: "dev"}
 	switch {
 	case i.IsDir():
 		out.Type = guestv1.FileType_FILE_TYPE_DIRECTORY
@@ -178,7 +178,7 @@ func (h files) EditFile(_ context.Context, r *guestv1.EditFileRequest) (*guestv1
 		return nil, fileError(r.Path, err)
 	}
 	i, err := h.stat(r.Path, false)
-	return &guestv1.EditFileResponse{Info: i, Replaced: int32(n), Line: int32(line)}, err //nolint:gosec // small
+	return &guestv1.EditFileResponse{Info: i, Replaced: int32(n), Line: int32(line)}, err
 }
 
 func (h files) SearchFiles(_ context.Context, r *guestv1.SearchFilesRequest) (*guestv1.SearchFilesResponse, error) {
@@ -199,7 +199,7 @@ func (h files) SearchFiles(_ context.Context, r *guestv1.SearchFilesRequest) (*g
 					out.Truncated = true
 					return fs.SkipAll
 				}
-				out.Matches = append(out.Matches, &guestv1.SearchMatch{Path: p, Line: int32(i + 1), Text: line}) //nolint:gosec // small
+				out.Matches = append(out.Matches, &guestv1.SearchMatch{Path: p, Line: int32(i + 1), Text: line})
 			}
 		}
 		return err
@@ -257,7 +257,7 @@ func extract(dir string, r io.Reader) (entries int64, err error) {
 		default:
 			var data []byte
 			if data, err = io.ReadAll(t); err == nil {
-				err = os.WriteFile(to, data, fs.FileMode(h.Mode)) //nolint:gosec // see above
+				err = os.WriteFile(to, data, fs.FileMode(h.Mode))
 			}
 		}
 		if err != nil {
@@ -298,7 +298,7 @@ func (h files) Export(_ context.Context, r *guestv1.ExportRequest, s *connect.Se
 		if err := w.WriteHeader(header); err != nil || !i.Mode().IsRegular() {
 			return err
 		}
-		data, err := os.ReadFile(p)
+		data, err := os.ReadFile(p) //nolint:gosec // the test's own folder
 		_, writeErr := w.Write(data)
 		return errors.Join(err, writeErr)
 	})

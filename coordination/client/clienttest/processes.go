@@ -205,7 +205,7 @@ func (h processes) find(id string) (*process, error) {
 }
 
 func (h processes) Start(ctx context.Context, r *guestv1.StartRequest, s *connect.ServerStream[guestv1.ProcessEvent]) error {
-	p, err := h.start(r)
+	p, err := h.start(r) //nolint:contextcheck // a command outlives the call that starts it
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ type Server struct {
 	// Calls counts requests by the last element of their path.
 	Calls map[string]int
 
-	ctx        context.Context
+	ctx        context.Context //nolint:containedctx // the test's, for the commands that outlive a call
 	owner      conc.WaitGroup
 	workspaces map[string]*workspace
 	operations map[string]*vendettav1.Operation
@@ -57,7 +57,7 @@ func (s *Server) Mount(name string, guest http.Handler) {
 
 // New starts a server that ends with the test.
 func New(t testing.TB) *Server {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	s := &Server{
 		Programs: programs(), Calls: map[string]int{}, ctx: ctx,
 		workspaces: map[string]*workspace{}, operations: map[string]*vendettav1.Operation{},

@@ -116,6 +116,7 @@ func (s *Server) settle(id string) {
 			w.record.State = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN
 		case vendettav1.DesiredState_DESIRED_STATE_REMOVED:
 			delete(s.workspaces, op.Workspace)
+		case vendettav1.DesiredState_DESIRED_STATE_UNSPECIFIED:
 		}
 	}
 	close(s.changed)

@@ -30,7 +30,7 @@ var guarded = []string{
 }
 
 func (g git) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "git", append(append([]string{"-C", g.dir}, guarded...), args...)...) //nolint:gosec // an argv list of ours
+	cmd := exec.CommandContext(ctx, "git", append(append([]string{"-C", g.dir}, guarded...), args...)...)
 	cmd.Env = gitEnv(os.Environ())
 	return cmd
 }
