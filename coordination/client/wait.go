@@ -62,16 +62,16 @@ func ended(op *vendettav1.Operation) bool {
 
 // OperationError is nil unless the operation failed or gave way to a newer one.
 func OperationError(op *vendettav1.Operation) error {
-	switch s := op.GetState(); {
-	case s == vendettav1.OperationState_OPERATION_STATE_FAILED:
+	if op.GetState() == vendettav1.OperationState_OPERATION_STATE_SUPERSEDED {
+		return api.Errorf(api.Conflict, "%s %s: a newer operation took its place", op.GetVerb(), op.GetWorkspace()).
+			WithNext("see what it is now: vendetta workspace status %s", op.GetWorkspace())
+	}
+	if op.GetState() == vendettav1.OperationState_OPERATION_STATE_FAILED {
 		code := api.Code(op.GetErrorCode())
 		if code == "" {
 			code = api.Internal
 		}
 		return &api.Error{Code: code, Message: op.GetVerb() + " " + op.GetWorkspace() + ": " + op.GetMessage(), Next: op.GetNext()}
-	case s == vendettav1.OperationState_OPERATION_STATE_SUPERSEDED:
-		return api.Errorf(api.Conflict, "%s %s: a newer operation took its place", op.GetVerb(), op.GetWorkspace()).
-			WithNext("see what it is now: vendetta workspace status %s", op.GetWorkspace())
 	}
 	return nil
 }
