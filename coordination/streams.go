@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -74,7 +75,7 @@ func (c *channel) dial(ctx context.Context) (net.Conn, error) {
 		if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = fmt.Errorf("no connection within %s: %w", ceiling, err)
 		}
-		return nil, nodeError(target.Name, err)
+		return nil, dialError(target.Name, err)
 	}
 	kept := &keptConn{Conn: conn, channel: c}
 	c.mu.Lock()
@@ -98,6 +99,22 @@ func nodeError(name string, err error) *api.Error {
 		e = e.WithNext("vendetta node test %s", name)
 	}
 	return e
+}
+
+// dialError is nodeError for a failed dial. The RPC library takes any error with
+// io.EOF in its chain for a broken answer and throws its text away, so a cause
+// like that is left behind; what the link must know of it is kept.
+func dialError(name string, err error) *api.Error {
+	e := nodeError(name, err)
+	if !errors.Is(e, io.EOF) {
+		return e
+	}
+	kept := *e
+	kept.Cause = nil
+	if errors.Is(e, ErrNoAgent) {
+		kept.Cause = ErrNoAgent
+	}
+	return &kept
 }
 
 // bound sets the longest that a dial may take from now on.

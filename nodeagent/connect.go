@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
+	"github.com/vendetta-dev/vendetta/transport"
 )
 
 // Connect joins stdin and stdout to the agent's socket, for a host whose sshd
@@ -29,6 +30,10 @@ func Connect(ctx context.Context, socket string, stdin io.Reader, stdout io.Writ
 		return fmt.Errorf("connect to the node agent: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
+	// What a login shell printed before this line is not part of the stream.
+	if _, err := io.WriteString(stdout, transport.Ready); err != nil {
+		return fmt.Errorf("connect to the node agent: %w", err)
+	}
 	end := func() { _ = conn.Close() }
 	defer context.AfterFunc(ctx, end)()
 	// Nothing ends a pending read of a process's standard input, so this is the

@@ -159,7 +159,8 @@ func (a *app) startServer(ctx context.Context) error {
 	if err != nil {
 		return api.Errorf(api.Internal, "start the server: %w", err)
 	}
-	cmd := exec.Command(program, "server", "start", "--foreground", "--state-dir", a.stateDir)
+	// The server must outlive this command, so ctx does not reach it.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "server", "start", "--foreground", "--state-dir", a.stateDir)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = detached()
@@ -178,7 +179,7 @@ func (a *app) startServer(ctx context.Context) error {
 	case <-exited:
 		// Another start may have won the race for the lock; then its server answers.
 		cancel()
-		<-answered
+		_ = <-answered
 		if _, err := a.runningServer(ctx); err == nil {
 			return nil
 		}
