@@ -122,10 +122,12 @@ const requestMost = 8 << 20
 func (g *Guest) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.mux.ServeHTTP(w, r) }
 
 // Close ends the guest's processes: they are asked to end, killed after grace,
-// and their ends recorded. It returns when all work is done.
+// and their ends recorded. A signal that ends one now is the instance's end and not
+// the command's own, so such a process reads lost. It returns when all work is done.
 func (g *Guest) Close(grace time.Duration) {
 	running := g.processes.shut()
 	for _, p := range running {
+		p.lose()
 		g.hangUp(p)
 	}
 	if !waitAll(running, grace) {

@@ -43,6 +43,7 @@ type process struct {
 
 	mu     sync.Mutex
 	info   *guestv1.Process
+	lost   bool // the instance ends under it
 	reaped bool
 	tty    *os.File
 
@@ -104,6 +105,13 @@ func (p *process) onExit(status syscall.WaitStatus) {
 	p.exited <- status
 }
 
+// lose says that the instance is about to end under the process.
+func (p *process) lose() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = true
+}
+
 func (p *process) alive() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,6 +138,10 @@ func (p *process) tend(ctx, hold context.Context, outputs []outlet, run func(fun
 	p.tty = nil
 	if status.Signaled() {
 		p.info.State = guestv1.ProcessState_PROCESS_STATE_SIGNALLED
+		if p.lost {
+			p.info.State = guestv1.ProcessState_PROCESS_STATE_LOST
+			p.info.Message = "its instance was stopped while it ran"
+		}
 		p.info.Signal = int32(status.Signal())
 		p.info.ExitCode = 128 + p.info.Signal
 	} else {

@@ -482,7 +482,7 @@ func TestCloseEndsProcesses(t *testing.T) {
 	wantCode(t, r.refused(&guestv1.StartRequest{ProcessId: "late", Argv: []string{"true"}}), api.Unavailable)
 	for id, signal := range map[string]syscall.Signal{"kind": syscall.SIGTERM, "stubborn": syscall.SIGKILL} {
 		p := loadRecord(filepath.Join(r.opts.StateDir, "processes", id), id)
-		if p.GetSignal() != int32(signal) {
+		if p.GetSignal() != int32(signal) || p.GetState() != guestv1.ProcessState_PROCESS_STATE_LOST {
 			t.Errorf("%s ended as %v", id, p)
 		}
 	}
