@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -31,6 +32,9 @@ type app struct {
 	json     bool
 	quiet    bool
 	verbose  bool
+
+	// starting is held while a crashed server is started again.
+	starting sync.Mutex
 
 	// connect returns a client of the server, which is started when none runs.
 	connect func(context.Context) (*client.Client, error)

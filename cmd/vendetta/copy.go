@@ -17,7 +17,7 @@ written NAME:PATH. A relative path in a workspace is meant from /workspace. An
 existing folder gets the source inside it, as with docker cp.`,
 		Example: `  vendetta workspace cp ./file fix-login:/tmp/
   vendetta workspace cp fix-login:report.html .`,
-		Args: exactArgs(2),
+		Args: exactArgs(2), ValidArgsFunction: a.completeCopy,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to := splitWorkspacePath(args[0]), splitWorkspacePath(args[1])
 			if (from.workspace == "") == (to.workspace == "") {
@@ -34,6 +34,23 @@ existing folder gets the source inside it, as with docker cp.`,
 			return c.Guest(to.workspace).CopyTo(cmd.Context(), from.path, to.path)
 		},
 	}
+}
+
+// completeCopy offers the workspaces as NAME: beside the files of this machine.
+func (a *app) completeCopy(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 1 || strings.ContainsAny(toComplete, ":/.") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var names []string
+	for _, name := range a.workspaceNames(cmd) {
+		if strings.HasPrefix(name, toComplete) {
+			names = append(names, name+":")
+		}
+	}
+	if len(names) == 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return names, cobra.ShellCompDirectiveNoSpace
 }
 
 type workspacePath struct{ workspace, path string }

@@ -101,7 +101,7 @@ func parseAddress(s string, port int) (*vendettav1.NodeAddress, error) {
 		host, port = h, n
 	}
 	host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if host == "" || strings.HasPrefix(host, "-") || strings.HasPrefix(user, "-") || strings.ContainsAny(host+user, " \t\r\n/\x00") {
+	if host == "" || strings.HasPrefix(host, "-") || strings.HasPrefix(user, "-") || strings.ContainsAny(host+user, " \t\r\n/@\x00") {
 		return nil, bad("this is not a host name")
 	}
 	if port < 0 || port > 65535 {
@@ -178,7 +178,7 @@ func (a *app) acceptHostKeys(ctx context.Context, nodes prober, address *vendett
 			if key.GetKnown() || slices.Contains(accepted, key.GetFingerprint()) {
 				continue
 			}
-			if err := a.askHostKey(key); err != nil {
+			if err := a.askHostKey(ctx, key); err != nil {
 				return nil, err
 			}
 			accepted = append(accepted, key.GetFingerprint())
@@ -191,7 +191,7 @@ func (a *app) acceptHostKeys(ctx context.Context, nodes prober, address *vendett
 	return accepted, nil
 }
 
-func (a *app) askHostKey(key *vendettav1.HostKey) error {
+func (a *app) askHostKey(ctx context.Context, key *vendettav1.HostKey) error {
 	_, _ = fmt.Fprintf(a.err, "the key of host %s is not known yet:\n  %s %s\n",
 		printable(key.GetHost()), printable(key.GetType()), printable(key.GetFingerprint()))
 	refused := api.Errorf(api.FailedPrecondition, "host key of %s was not accepted", key.GetHost()).
@@ -200,14 +200,38 @@ func (a *app) askHostKey(key *vendettav1.HostKey) error {
 		return refused
 	}
 	_, _ = fmt.Fprint(a.err, "accept it? (yes/no) ")
-	line, err := bufio.NewReader(a.in).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return api.Errorf(api.Internal, "read the answer: %w", err)
+	line, err := a.readLine(ctx)
+	if err != nil {
+		return err
 	}
 	if strings.TrimSpace(strings.ToLower(line)) != "yes" {
 		return refused
 	}
 	return nil
+}
+
+// readLine reads what a person answers, until ctx ends: a terminal's Read knows
+// no deadline, so a Read that is left behind ends with this program.
+func (a *app) readLine(ctx context.Context) (string, error) {
+	type answer struct {
+		line string
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		line, err := bufio.NewReader(a.in).ReadString('\n')
+		answered <- answer{line, err}
+	}()
+	select {
+	case got := <-answered:
+		if got.err != nil && !errors.Is(got.err, io.EOF) {
+			return "", api.Errorf(api.Internal, "read the answer: %w", got.err)
+		}
+		return got.line, nil
+	case <-ctx.Done():
+		_, _ = fmt.Fprintln(a.err)
+		return "", api.Errorf(api.Unavailable, "interrupted before an answer was given")
+	}
 }
 
 func usableProviders(node *vendettav1.Node) string {
@@ -316,7 +340,7 @@ func nodeTable(n *vendettav1.Node) table {
 			rows = append(rows, []string{"", "fix: " + p.GetFix()})
 		}
 	}
-	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: n}
+	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: n, name: n.GetName()}
 }
 
 func newNodeTest(a *app) *cobra.Command {
@@ -472,6 +496,10 @@ func (a *app) completeNodes(cmd *cobra.Command, args []string, _ string) ([]stri
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	return a.nodeNames(cmd), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) completeNodeFlag(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	return a.nodeNames(cmd), cobra.ShellCompDirectiveNoFileComp
 }
 

@@ -23,11 +23,17 @@ type table struct {
 	message proto.Message
 	// empty is said on stderr when there are no rows.
 	empty string
+	// name is what -q prints where the rows are the fields of one thing.
+	name string
 }
 
 func (a *app) print(t table) error {
 	if a.format != "table" {
 		return a.printMessage(t.message)
+	}
+	if a.quiet && t.name != "" {
+		_, err := fmt.Fprintln(a.out, t.name)
+		return err
 	}
 	if a.quiet {
 		for _, row := range t.rows {

@@ -44,6 +44,9 @@ lost it goes on, and so does this program once the link is back.`,
 		Annotations:       map[string]string{annotationPassesExitCode: "true"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.workspace, o.argv = args[0], afterDash(args[1:])
+			if strings.HasPrefix(args[1], "-") && args[1] != "--" {
+				return usageError(cmd, "flags come before the workspace, and %q stands after it", args[1])
+			}
 			if len(o.argv) == 0 {
 				return usageError(cmd, "names no command to run")
 			}
@@ -73,7 +76,13 @@ terminal, come back with --attach and the id that ps shows.`,
 		ValidArgsFunction: a.completeWorkspaces,
 		Annotations:       map[string]string{annotationPassesExitCode: "true"},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.workspace, o.argv, o.tty, o.stdin = args[0], afterDash(args[1:]), true, true
+			if len(args) > 1 && cmd.ArgsLenAtDash() != 1 {
+				return usageError(cmd, "a command comes after --")
+			}
+			o.workspace, o.argv, o.tty, o.stdin = args[0], args[1:], true, true
+			if attach != "" && len(o.argv) > 0 {
+				return usageError(cmd, "--attach goes on with a process that runs already, so it takes no command")
+			}
 			if attach != "" {
 				return runAttach(cmd.Context(), a, o.workspace, attach)
 			}
@@ -84,7 +93,6 @@ terminal, come back with --attach and the id that ps shows.`,
 		},
 	}
 	f := cmd.Flags()
-	f.SetInterspersed(false)
 	f.StringVarP(&o.user, "user", "u", "", "user to run as (default the image's)")
 	f.StringVarP(&o.dir, "workdir", "w", "", "directory to start in (default /workspace)")
 	f.StringVar(&attach, "attach", "", "go on with the terminal of this process")
@@ -134,17 +142,15 @@ func runExec(ctx context.Context, a *app, o execOptions) error {
 		_, err := fmt.Fprintln(a.out, req.GetProcessId())
 		return err
 	}
-	session, err := a.openSession(o.workspace, req.GetProcessId(), o.tty, o.stdin)
+	session, err := a.openSession(ctx, o.workspace, req.GetProcessId(), o.tty, o.stdin)
 	if err != nil {
 		return err
 	}
 	if o.tty {
 		req.Terminal = &guestv1.Terminal{Rows: session.size.Rows, Columns: session.size.Columns, Term: a.getenv("TERM")}
 	}
-	// A signal to us is one for the command, so it must not end our own call.
-	p, err := guest.Run(context.WithoutCancel(ctx), req, session.options)
-	session.close()
-	return a.ended(p, err)
+	p, err := guest.Run(session.ctx, req, session.options)
+	return a.ended(session, p, err)
 }
 
 func runAttach(ctx context.Context, a *app, workspace, process string) error {
@@ -152,19 +158,23 @@ func runAttach(ctx context.Context, a *app, workspace, process string) error {
 	if err != nil {
 		return err
 	}
-	session, err := a.openSession(workspace, process, true, true)
+	session, err := a.openSession(ctx, workspace, process, true, true)
 	if err != nil {
 		return err
 	}
-	p, err := c.Guest(workspace).Attach(context.WithoutCancel(ctx),
+	p, err := c.Guest(workspace).Attach(session.ctx,
 		&guestv1.AttachRequest{ProcessId: process, TailBytes: 4096, Follow: true}, session.options)
-	session.close()
-	return a.ended(p, err)
+	return a.ended(session, p, err)
 }
 
-// ended turns the end of a command into this program's own.
-func (a *app) ended(p *guestv1.Process, err error) error {
+// ended closes the session and turns the end of its command into this program's own.
+func (a *app) ended(s *session, p *guestv1.Process, err error) error {
+	left := context.Cause(s.ctx)
+	s.close()
 	if err != nil {
+		if left != nil {
+			return left
+		}
 		return err
 	}
 	if p.GetMessage() != "" {
@@ -172,7 +182,7 @@ func (a *app) ended(p *guestv1.Process, err error) error {
 	}
 	if p.GetState() == guestv1.ProcessState_PROCESS_STATE_LOST {
 		return api.Errorf(api.Unavailable, "process %s: lost: its instance went away under it", p.GetId()).
-			WithNext("read what it wrote with: vendetta workspace logs NAME %s", p.GetId())
+			WithNext("read what it wrote with: vendetta workspace logs %s %s", s.workspace, p.GetId())
 	}
 	if p.GetExitCode() != 0 {
 		return exitStatus(p.GetExitCode())
@@ -182,6 +192,11 @@ func (a *app) ended(p *guestv1.Process, err error) error {
 
 // session joins this program's streams, terminal and signals to a command.
 type session struct {
+	workspace, process string
+	// ctx is for the command's call. Its cause says why we left a command that
+	// goes on.
+	ctx     context.Context
+	leave   context.CancelCauseFunc
 	options client.RunOptions
 	size    client.Size
 	cleanup []func()
@@ -191,13 +206,14 @@ func (s *session) close() {
 	for i := len(s.cleanup) - 1; i >= 0; i-- {
 		s.cleanup[i]()
 	}
+	s.leave(nil)
 }
 
-func (a *app) openSession(workspace, process string, tty, stdin bool) (*session, error) {
-	s := &session{options: client.RunOptions{
+func (a *app) openSession(ctx context.Context, workspace, process string, tty, stdin bool) (*session, error) {
+	s := &session{workspace: workspace, process: process, options: client.RunOptions{
 		Stdout: a.out, Stderr: a.err,
 		OnLinkLost: func(error) {
-			a.note("\rvendetta: the link to %s was lost; the command goes on there; connecting again ...\r", workspace)
+			a.note("\rvendetta: lost the link to %s; the command goes on; connecting again\r", workspace)
 		},
 		OnRestored: func() { a.note("\rvendetta: the link to %s is back\r", workspace) },
 		OnGap: func(_, bytes uint64) {
@@ -208,19 +224,29 @@ func (a *app) openSession(workspace, process string, tty, stdin bool) (*session,
 	if stdin || !inTerminal {
 		s.options.Stdin = a.in
 	}
+	// A signal to us is one for the command, so it does not end our own call.
+	s.ctx, s.leave = context.WithCancelCause(context.WithoutCancel(ctx))
 	if !tty {
 		s.forwardSignals(a)
 		return s, nil
 	}
 	if !inTerminal {
+		s.leave(nil)
 		return nil, api.Errorf(api.InvalidArgument, "terminal for %s: standard input is no terminal", workspace).
 			WithNext("vendetta workspace exec %s -- COMMAND", workspace)
 	}
 	old, err := term.MakeRaw(int(in.Fd()))
 	if err != nil {
+		s.leave(nil)
 		return nil, api.Errorf(api.Internal, "terminal: %w", err)
 	}
 	s.cleanup = append(s.cleanup, func() { _ = term.Restore(int(in.Fd()), old) })
+	// With a terminal Ctrl-C is a byte for the command; a signal is for us alone.
+	stop := context.AfterFunc(ctx, func() {
+		s.leave(api.Errorf(api.Unavailable, "terminal of %s: this program was told to end; process %s goes on", workspace, process).
+			WithNext("vendetta workspace shell %s --attach %s", workspace, process))
+	})
+	s.cleanup = append(s.cleanup, func() { stop() })
 	a.note("process %s; after closing this terminal come back with: vendetta workspace shell %s --attach %s\r", process, workspace, process)
 	s.size = terminalSize(in)
 	resized := make(chan client.Size, 1)
@@ -238,6 +264,9 @@ func terminalSize(f *os.File) client.Size {
 	return client.Size{Rows: uint32(rows), Columns: uint32(columns)}
 }
 
+// interruptsInARow are those that follow one another within this time.
+const interruptsInARow = 3 * time.Second
+
 // forwardSignals sends Ctrl-C and its kin to the command. The third Ctrl-C in a row
 // gives up and ends this program, for a command that does not listen.
 func (s *session) forwardSignals(a *app) {
@@ -248,7 +277,7 @@ func (s *session) forwardSignals(a *app) {
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		interrupts := 0
+		interrupts, latest := 0, time.Time{}
 		for {
 			select {
 			case <-done:
@@ -256,11 +285,15 @@ func (s *session) forwardSignals(a *app) {
 			case sig := <-incoming:
 				name := signalName(sig)
 				if name == "INT" {
-					interrupts++
+					if time.Since(latest) > interruptsInARow {
+						interrupts = 0
+					}
+					interrupts, latest = interrupts+1, time.Now()
 				}
 				if interrupts >= 3 {
-					a.note("vendetta: interrupted three times; the command is left to itself")
-					os.Exit(130)
+					a.note("vendetta: interrupted three times; the command is left to itself: vendetta workspace kill %s %s", s.workspace, s.process)
+					s.leave(exitStatus(130))
+					return
 				}
 				select {
 				case names <- name:

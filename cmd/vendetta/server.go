@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,7 +81,7 @@ func (a *app) serverTable(s *vendettav1.ServerStatusResponse) table {
 			{"nodes", strconv.Itoa(int(s.GetNodes()))},
 			{"workspaces", strconv.Itoa(int(s.GetWorkspaces()))},
 		},
-		message: s,
+		message: s, name: "running",
 	}
 }
 
@@ -96,10 +97,17 @@ func newServerStop(a *app) *cobra.Command {
 				}
 				return err
 			}
+			status, err := c.Server.ServerStatus(cmd.Context(), &vendettav1.ServerStatusRequest{Protocol: api.Protocol})
+			if err != nil {
+				return err
+			}
 			if _, err := c.Server.Shutdown(cmd.Context(), &vendettav1.ShutdownRequest{}); err != nil {
 				return err
 			}
-			return a.awaitServer(cmd.Context(), false)
+			// Only when its process is gone is its state free to be used or removed.
+			return a.await(cmd.Context(), "stop", func(ctx context.Context) bool {
+				return !a.serverAnswers(ctx) && processEnded(int(status.GetPid()))
+			})
 		},
 	}
 }
@@ -129,20 +137,61 @@ func (a *app) connectForCompletion() (*client.Client, error) {
 
 // connectServer is a client of the server, which is started when none runs.
 func (a *app) connectServer(ctx context.Context) (*client.Client, error) {
-	c, err := a.runningServer(ctx)
-	if err == nil {
-		return c, nil
+	if !a.serverAnswers(ctx) {
+		if err := a.startServer(ctx); err != nil {
+			return nil, err
+		}
 	}
-	if err := a.startServer(ctx); err != nil {
-		return nil, err
-	}
-	return client.New(a.dialServer), nil
+	return client.New(a.dialCrashed), nil
 }
 
-const serverStartCeiling = 15 * time.Second
+// dialCrashed opens one stream to the server, and starts the server when it has
+// crashed, so that an open shell or gateway goes on. A server that was stopped
+// took its socket with it and stays stopped.
+func (a *app) dialCrashed(ctx context.Context) (net.Conn, error) {
+	conn, err := a.dialServer(ctx)
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return conn, err
+	}
+	a.starting.Lock()
+	defer a.starting.Unlock()
+	if !a.serverAnswers(ctx) {
+		if err := a.startServer(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return a.dialServer(ctx)
+}
 
-// startServer starts this program once more as a daemon and waits for its socket.
+const (
+	serverCeiling = 15 * time.Second
+	// storeCeiling is how long another server may hold the store without answering:
+	// one that is just starting, or just ending.
+	storeCeiling = 5 * time.Second
+)
+
+// startServer starts the daemon until one answers, this one or that of another
+// start that came first.
 func (a *app) startServer(ctx context.Context) error {
+	deadline := time.Now().Add(storeCeiling)
+	for {
+		err := a.launchServer(ctx)
+		var ended *serverEndedError
+		if !errors.As(err, &ended) || ended.code != exitCodes[api.FailedPrecondition] || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// serverEndedError says that the daemon ended instead of answering.
+type serverEndedError struct{ code int }
+
+func (e *serverEndedError) Error() string {
+	return fmt.Sprintf("the server ended with exit code %d", e.code)
+}
+
+// launchServer starts this program once more as a daemon and waits for its socket.
+func (a *app) launchServer(ctx context.Context) error {
 	program, err := os.Executable()
 	if err != nil {
 		return api.Errorf(api.Internal, "start the server: %w", err)
@@ -167,25 +216,32 @@ func (a *app) startServer(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return api.Errorf(api.Internal, "start the server: %w", err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }() // ends with the server or with this program
-	wait, cancel := context.WithTimeout(ctx, serverStartCeiling)
-	defer cancel()
-	answered := make(chan error, 1)
-	go func() { answered <- a.awaitServer(wait, true) }()
-	select {
-	case err := <-answered:
-		return err
-	case <-exited:
-		// Another start may have won the race for the lock; then its server answers.
-		cancel()
-		_ = <-answered
-		if _, err := a.runningServer(ctx); err == nil {
-			return nil
+	exited := make(chan struct{})
+	go func() { // ends with the server or with this program
+		_ = cmd.Wait()
+		close(exited)
+	}()
+	ended := func() bool {
+		select {
+		case <-exited:
+			return true
+		default:
+			return false
 		}
-		return api.Errorf(api.FailedPrecondition, "start the server: it ended at once: %s", a.lastLogLine(begin)).
-			WithNext("read %s", a.serverLog())
 	}
+	// Another start may have won the race for the store; then its server answers.
+	answers := false
+	err = a.await(ctx, "start", func(ctx context.Context) bool {
+		over := ended()
+		answers = a.serverAnswers(ctx)
+		return answers || over
+	})
+	if err != nil || answers {
+		return err
+	}
+	e := api.Errorf(api.FailedPrecondition, "start the server: it ended at once: %s", a.lastLogLine(begin)).WithNext("read %s", a.serverLog())
+	e.Cause = &serverEndedError{code: cmd.ProcessState.ExitCode()}
+	return e
 }
 
 // lastLogLine is what the server said last since the offset.
@@ -195,7 +251,7 @@ func (a *app) lastLogLine(since int64) string {
 		return "it left no message"
 	}
 	lines := strings.Split(strings.TrimSpace(string(data[since:])), "\n")
-	for i := len(lines) - 1; i > 0; i-- {
+	for i := len(lines) - 1; i >= 0; i-- {
 		if strings.HasPrefix(lines[i], "vendetta: ") {
 			return strings.TrimPrefix(lines[i], "vendetta: ")
 		}
@@ -203,30 +259,33 @@ func (a *app) lastLogLine(since int64) string {
 	return lines[len(lines)-1]
 }
 
-// awaitServer returns when the server's socket answers, or no longer does.
-func (a *app) awaitServer(ctx context.Context, running bool) error {
-	ctx, cancel := context.WithTimeout(ctx, serverStartCeiling)
+// serverAnswers tells whether somebody listens on the server's socket.
+func (a *app) serverAnswers(ctx context.Context) bool {
+	conn, err := a.dialServer(ctx)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// await asks until what is to happen to the server has.
+func (a *app) await(ctx context.Context, verb string, happened func(context.Context) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, serverCeiling)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		conn, err := a.dialServer(ctx)
-		if err == nil {
-			_ = conn.Close()
-		}
-		if (err == nil) == running {
-			return nil
-		}
+	for !happened(ctx) {
 		select {
 		case <-ctx.Done():
-			word := "start"
-			if !running {
-				word = "stop"
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return api.Errorf(api.Unavailable, "%s the server: not waited for to the end", verb).WithNext("vendetta server status")
 			}
-			return api.Errorf(api.DeadlineExceeded, "%s the server: nothing happened in %s", word, serverStartCeiling).WithNext("read %s", a.serverLog())
+			return api.Errorf(api.DeadlineExceeded, "%s the server: nothing happened in %s", verb, serverCeiling).WithNext("read %s", a.serverLog())
 		case <-tick.C:
 		}
 	}
+	return nil
 }
 
 // listenServer makes the server's socket. The caller holds the store's lock, so

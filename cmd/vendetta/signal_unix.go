@@ -3,8 +3,12 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +27,21 @@ func signalName(sig os.Signal) string {
 		}
 	}
 	return "TERM"
+}
+
+// processEnded tells whether a process is gone. One that nobody has reaped yet
+// is gone too: where the machine's first process does not reap, it stays.
+func processEnded(pid int) bool {
+	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) && runtime.GOOS == "linux"
+	}
+	// The state follows the name, which stands in parentheses and may hold any byte.
+	after := stat[bytes.LastIndexByte(stat, ')')+1:]
+	return bytes.HasPrefix(after, []byte(" Z")) || bytes.HasPrefix(after, []byte(" X"))
 }
 
 // watchSize sends the terminal's size whenever it changes, until stopped.

@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -78,9 +79,7 @@ that was interrupted.`,
 	f.StringVar(&o.memory, "memory", "", "memory, e.g. 2G (default: the provider's)")
 	f.Int64Var(&o.pids, "pids", 0, "most processes and threads (default: the provider's)")
 	f.StringVar(&o.network, "network", "private", "private, none, or host (native only)")
-	_ = cmd.RegisterFlagCompletionFunc("node", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return a.nodeNames(cmd), cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
 	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "native"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"private", "none", "host"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
@@ -119,18 +118,23 @@ func parseSize(s string) (uint64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	number := strings.TrimSuffix(strings.TrimSuffix(strings.ToUpper(s), "B"), "I")
-	shift := 0
-	if i := strings.IndexAny(number, "KMGT"); i == len(number)-1 && i > 0 {
-		shift = 10 * (1 + strings.IndexByte("KMGT", number[i]))
-		number = number[:i]
+	bad := api.Errorf(api.InvalidArgument, "memory %q: this is not a size", s).WithNext("write it as 512M or 2G")
+	parts := sizePattern.FindStringSubmatch(strings.ToUpper(s))
+	if parts == nil {
+		return 0, bad
 	}
-	n, err := strconv.ParseUint(number, 10, 64)
+	shift := 0
+	if parts[2] != "" {
+		shift = 10 * (1 + strings.Index("KMGT", parts[2]))
+	}
+	n, err := strconv.ParseUint(parts[1], 10, 64)
 	if err != nil || n == 0 || n > 1<<63>>shift {
-		return 0, api.Errorf(api.InvalidArgument, "memory %q: this is not a size", s).WithNext("write it as 512M or 2G")
+		return 0, bad
 	}
 	return n << shift, nil
 }
+
+var sizePattern = regexp.MustCompile(`^([0-9]+)(?:([KMGT])(?:I?B)?|B)?$`)
 
 func runWorkspaceCreate(ctx context.Context, a *app, o createOptions) error {
 	spec, err := o.spec()
@@ -238,6 +242,7 @@ func newWorkspaceList(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&node, "node", "", "only those on this node")
+	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
 	return cmd
 }
 
@@ -295,7 +300,7 @@ func workspaceTable(w *vendettav1.Workspace) table {
 		}
 		rows = append(rows, []string{"from", text})
 	}
-	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: w}
+	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: w, name: w.GetName()}
 }
 
 // projectRows says what stands in /workspace; a guest that does not answer is
@@ -409,17 +414,22 @@ func (a *app) completeWorkspaces(cmd *cobra.Command, args []string, _ string) ([
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	return a.workspaceNames(cmd), cobra.ShellCompDirectiveNoFileComp
+}
+
+// workspaceNames serves completions, as nodeNames does.
+func (a *app) workspaceNames(cmd *cobra.Command) []string {
 	c, err := a.connectForCompletion()
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		return nil
 	}
 	list, err := c.Workspaces.ListWorkspaces(cmd.Context(), &vendettav1.ListWorkspacesRequest{})
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+		return nil
 	}
 	var names []string
 	for _, w := range list.GetWorkspaces() {
 		names = append(names, w.GetName())
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return names
 }
