@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -130,7 +131,12 @@ func (w *workspace) accept(r *nodeagentv1.ApplyRequest) (*operation, error) {
 		next.made = false
 	}
 	if err := w.server.agent.journal.write(w.server.id, next); err != nil {
-		return nil, failure("write down the change of", r.GetWorkspaceName(), err)
+		// On a full disk a removal is what makes room again. Unwritten it is begun
+		// anew by the server, which goes on asking until it has an answer.
+		if !errors.Is(err, syscall.ENOSPC) || r.GetDesired() != vendettav1.DesiredState_DESIRED_STATE_REMOVED {
+			return nil, failure("write down the change of", r.GetWorkspaceName(), err)
+		}
+		w.server.agent.log.Warn("the disk is full; the removal goes on without being written down", "error", err)
 	}
 	w.record = next
 	if w.op != nil {

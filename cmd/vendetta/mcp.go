@@ -23,7 +23,7 @@ themselves:
 			o.Client, o.Version, o.Logger = c, api.Version, a.logger(a.err)
 			gateway, err := mcp.New(o)
 			if err != nil {
-				return err
+				return api.Errorf(api.InvalidArgument, "mcp: %w", err).WithNext("vendetta mcp --help")
 			}
 			return gateway.ServeStdio(cmd.Context(), a.in, a.out)
 		},

@@ -217,7 +217,7 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 		},
 		OnRestored: func() { a.note("\rvendetta: the link to %s is back\r", workspace) },
 		OnGap: func(_, bytes uint64) {
-			a.note("\rvendetta: %d bytes of output were dropped; nobody had read them and the spool was full\r", bytes)
+			a.note("\rvendetta: %d bytes of output were dropped; there was no room to keep them until they were read\r", bytes)
 		},
 	}}
 	in, inTerminal := terminal(a.in)
@@ -374,7 +374,7 @@ func newWorkspaceLogs(a *app) *cobra.Command {
 			_, err = c.Guest(args[0]).Attach(cmd.Context(),
 				&guestv1.AttachRequest{ProcessId: args[1], TailBytes: tail, Follow: follow},
 				client.RunOptions{Stdout: a.out, Stderr: a.err, OnGap: func(_, bytes uint64) {
-					a.note("vendetta: %d bytes of output were dropped here; nobody had read them and the spool was full", bytes)
+					a.note("vendetta: %d bytes of output were dropped here; there was no room to keep them until they were read", bytes)
 				}})
 			return err
 		},

@@ -22,8 +22,13 @@ func (g *Guest) Import(ctx context.Context, begin *guestv1.ImportBegin, write fu
 	if err != nil {
 		return nil, err
 	}
+	// io.EOF from Send says that the answer is there already; whatever the writer
+	// then makes of it, the answer is what happened.
+	answered := false
 	parts := partWriter(func(p []byte) error {
-		return s.Send(&guestv1.ImportRequest{Part: &guestv1.ImportRequest_Data{Data: p}})
+		err := s.Send(&guestv1.ImportRequest{Part: &guestv1.ImportRequest_Data{Data: p}})
+		answered = answered || errors.Is(err, io.EOF)
+		return err
 	})
 	err = s.Send(&guestv1.ImportRequest{Part: &guestv1.ImportRequest_Begin{Begin: begin}})
 	if err == nil {
@@ -32,8 +37,7 @@ func (g *Guest) Import(ctx context.Context, begin *guestv1.ImportBegin, write fu
 			err = w.Flush()
 		}
 	}
-	// io.EOF from Send says that the answer is there already.
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !answered && !errors.Is(err, io.EOF) {
 		cancel()
 		_, _ = s.CloseAndReceive()
 		return nil, err

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -395,7 +396,7 @@ func TestWrongKey(t *testing.T) {
 	}
 	b.refuse([]string{"127.0.0.1", "next:"}, "node", "add", "build1", r.sshd.User+"@127.0.0.1", "--port", fmt.Sprint(r.sshd.Port), "--host-key", r.sshd.Fingerprint)
 	b.refuse(nil, "node", "status", "build1")
-	b.refuse([]string{"does not match", "next:"}, "node", "add", "build1", r.sshd.User+"@127.0.0.1", "--port", fmt.Sprint(r.sshd.Port),
+	b.refuse([]string{r.sshd.Fingerprint, "not accepted", "next:"}, "node", "add", "build1", r.sshd.User+"@127.0.0.1", "--port", fmt.Sprint(r.sshd.Port),
 		"--host-key", "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
 }
 
@@ -452,23 +453,30 @@ func TestDiskIsFullOnTheNode(t *testing.T) {
 	r.state = filepath.Join(disk, "s")
 	b.add("build1", r)
 	b.run("workspace", "create", "w", "--provider", "native")
-	o := b.try("workspace", "exec", "w", "--", "sh", "-c", "dd if=/dev/zero of=/workspace/big bs=1M 2>&1; echo code $?")
-	if !strings.Contains(o.stdout, "No space left") {
-		t.Fatalf("the disk is not full:\n%s%s", o.stdout, o.stderr)
+	o := b.try("workspace", "exec", "w", "--", "dd", "if=/dev/zero", "of=/workspace/big", "bs=1M")
+	if o.code != 1 {
+		t.Fatalf("the disk is not full: code %d\n%s%s", o.code, o.stdout, o.stderr)
 	}
 	big := filepath.Join(b.home, "big")
 	if err := os.WriteFile(big, make([]byte, 8<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.refuse([]string{"space"}, "workspace", "cp", big, "w:copied")
+	b.refuse([]string{"disk is full", "next:"}, "workspace", "cp", big, "w:copied")
 	b.refuse(nil, "workspace", "exec", "w", "--", "test", "-e", "/workspace/copied")
-	b.refuse([]string{"space"}, "workspace", "create", "x", "--provider", "native")
-	b.try("workspace", "rm", "x", "--force")
+	filler := filepath.Join(disk, "filler")
+	if err := os.WriteFile(filler, make([]byte, 192<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	b.refuse([]string{"x", "no space left", "next:"}, "workspace", "create", "x", "--provider", "native")
+	b.run("workspace", "rm", "x", "--force")
 	if got := b.run("workspace", "list", "-q"); got != "w\n" {
 		t.Errorf("left behind:\n%s", got)
 	}
-	// Room again: everything works again.
+	// A command can make room, and then everything works again.
 	b.run("workspace", "exec", "w", "--", "rm", "/workspace/big")
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
 	b.run("workspace", "cp", big, "w:copied")
 }
 

@@ -3,6 +3,7 @@
 package guest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,7 +70,39 @@ func TestSpoolDiskFull(t *testing.T) {
 	if got.ended.GetExitCode() != 6 || got.next != 3000000 || len(got.gaps) == 0 {
 		t.Errorf("ended %v at %d, gaps %v", got.ended, got.next, got.gaps)
 	}
+	if err := os.Remove(string(reserveOf(filepath.Join(dir, "processes")))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
 	if err := r.refused(&guestv1.StartRequest{ProcessId: strings.Repeat("x", 40), Argv: []string{"true"}}); err.Code != api.ResourceExhausted || err.Next == "" {
 		t.Errorf("start on a full disk: %v", err)
+	}
+}
+
+// On a full disk a command that removes files still starts, and with the room it
+// made everything works as before.
+func TestACommandMakesRoomOnAFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	dir := smallDisk(t)
+	r := newRig(t, func(o *Options) { o.StateDir = filepath.Join(dir, "state") })
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, make([]byte, 1<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	for _, id := range []string{"first", "second"} {
+		if got := r.exec(&guestv1.StartRequest{ProcessId: id, Argv: []string{"true"}}); got.ended.GetExitCode() != 0 {
+			t.Fatalf("%s: %v", id, got.ended)
+		}
+	}
+	if got := r.exec(&guestv1.StartRequest{ProcessId: "remove", Argv: []string{"rm", filler}}); got.ended.GetExitCode() != 0 {
+		t.Fatalf("rm: %v", got.ended)
+	}
+	r.exec(&guestv1.StartRequest{ProcessId: "after", Argv: []string{"true"}})
+	if _, err := os.Stat(string(reserveOf(filepath.Join(dir, "state", "processes")))); err != nil {
+		t.Errorf("the reserve was not taken again: %v", err)
 	}
 }

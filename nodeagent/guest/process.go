@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -161,7 +162,8 @@ func (p *process) finish(log *slog.Logger) {
 	p.info.EndedAt = timestamppb.Now()
 	p.mu.Unlock()
 	p.input.stop()
-	if err := writeRecord(p.dir, endedFile, p.snapshot()); err != nil {
+	record := func() error { return writeRecord(p.dir, endedFile, p.snapshot()) }
+	if err := reserveOf(filepath.Dir(p.dir)).spend(record); err != nil {
 		log.Error("record the end of a process", "process", p.id, "error", err)
 	}
 	p.spool.finish()

@@ -33,6 +33,7 @@ func loadProcesses(dir string, keepEnded, mostRunning int, log *slog.Logger) (*p
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state folder: %w", err)
 	}
+	reserveOf(dir).keep()
 	dropped, err := loadUsedIDs(dir + ".used")
 	if err != nil {
 		return nil, err

@@ -36,17 +36,19 @@ func checkProcessID(id string) error {
 
 // makeRecord takes the id. Nothing is left behind when it fails.
 func makeRecord(dir string, p *guestv1.Process) error {
-	err := os.Mkdir(dir, 0o700)
+	spare := reserveOf(filepath.Dir(dir))
+	err := spare.spend(func() error { return os.Mkdir(dir, 0o700) })
 	if errors.Is(err, os.ErrExist) {
 		return errIDTaken(p.GetId())
 	}
 	if err != nil {
 		return fsError("start "+p.GetId(), "its record", err)
 	}
-	if err := writeRecord(dir, recordFile, p); err != nil {
+	if err := spare.spend(func() error { return writeRecord(dir, recordFile, p) }); err != nil {
 		_ = os.RemoveAll(dir)
 		return fsError("start "+p.GetId(), "its record", err)
 	}
+	spare.keep()
 	return nil
 }
 
