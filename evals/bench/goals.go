@@ -22,6 +22,7 @@ const (
 	mSSH       = "ssh"        // ssh with ControlMaster, docker exec
 	mDockerSSH = "docker -H ssh"
 	mCPU       = "server cpu"
+	mBusyCPU   = "server cpu, many in flight"
 	mCreate    = "create"
 	mAPICreate = "docker api create"
 
@@ -157,6 +158,10 @@ func (b *bed) measureRates(ctx context.Context, r *record) error {
 		{rDockerAPI, parallelDocker, func(ctx context.Context) error { return b.peers.api(ctx, b.peers.container, "true") }},
 		{rMCP, parallelOurs, func(ctx context.Context) error { return b.roads.whole(ctx, near) }},
 	} {
+		before, err := cpuTime(b.serverPID)
+		if err != nil {
+			return err
+		}
 		began := time.Now()
 		p := pool.New().WithMaxGoroutines(inParallel).WithContext(ctx).WithFirstError().WithCancelOnError()
 		for range m.total {
@@ -166,6 +171,13 @@ func (b *bed) measureRates(ctx context.Context, r *record) error {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		r.addRate(m.name, float64(m.total)/time.Since(began).Seconds())
+		after, err := cpuTime(b.serverPID)
+		if err != nil {
+			return err
+		}
+		if m.name == rServer {
+			r.add(mBusyCPU, perUnit(after-before, m.total))
+		}
 	}
 	return nil
 }

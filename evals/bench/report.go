@@ -98,6 +98,7 @@ func shareRows(r *record) []row {
 		{goal: "3", what: "exec true, by the server's API", ours: both(server), peer: "the node agent's, over SSH too", theirs: both(agent)},
 		within(row{goal: "3", what: "the server's share: the difference", ours: milliseconds(share)}, share, limitShare),
 		within(row{goal: "3", what: "processor time of the server for one exec", ours: milliseconds(cpu.p50())}, cpu.p50(), limitShareCPU),
+		{goal: "3", what: fmt.Sprintf("the same, with %d in flight", inParallel), ours: milliseconds(r.samples[mBusyCPU].p50())},
 		rateRow(r, fmt.Sprintf("%d commands in flight, by the server's API", inParallel), rServer, true),
 		rateRow(r, fmt.Sprintf("%d commands in flight, by one MCP client", inParallel), rMCP, false),
 		atMost(row{goal: "5", what: "Docker workspace, create to first output", ours: both(create), peer: "Docker API create+start+exec", theirs: both(engine)},
