@@ -113,7 +113,7 @@ func (b *bed) try(args ...string) outcome {
 	err := cmd.Run()
 	code := cmd.ProcessState.ExitCode()
 	if err != nil && ctx.Err() != nil {
-		stderr.WriteString(fmt.Sprintf("\n(ended by the test after %s)", patience))
+		fmt.Fprintf(&stderr, "\n(ended by the test after %s)", patience)
 	}
 	return outcome{stdout.String(), stderr.String(), code}
 }

@@ -20,7 +20,8 @@ func fsError(operation, path string, err error) error {
 	if err == nil || errors.As(err, &own) {
 		return err
 	}
-	code, reason, next := api.Internal, "", ""
+	code := api.Internal
+	var reason, next string
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err

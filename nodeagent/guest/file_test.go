@@ -318,7 +318,7 @@ func TestSearch(t *testing.T) {
 		}
 		var got []string
 		for _, m := range resp.GetMatches() {
-			got = append(got, m.GetPath()+":"+string(rune('0'+m.GetLine())))
+			got = append(got, m.GetPath()+":"+string('0'+m.GetLine()))
 			if len(m.GetText()) > matchTextMost+2 {
 				t.Errorf("text of %d bytes", len(m.GetText()))
 			}

@@ -64,7 +64,7 @@ type Guest struct {
 	project sync.Mutex
 
 	// ctx ends all work; hold, before it, the waiting of writers for readers.
-	ctx, hold       context.Context
+	ctx, hold       context.Context //nolint:containedctx // the guest's life, not a call's
 	cancel, release context.CancelFunc
 	work            conc.WaitGroup
 }
@@ -101,7 +101,7 @@ func New(ctx context.Context, opts Options) (*Guest, error) {
 	}
 	g.ctx, g.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	g.hold, g.release = context.WithCancel(g.ctx)
-	g.reaper = newReaper(g.ctx, opts.ReapOrphans)
+	g.reaper = newReaper(g.ctx, opts.ReapOrphans) //nolint:contextcheck // the reaper lives as long as the guest, not as the call
 	options := []connect.HandlerOption{
 		connect.WithInterceptors(edge{}),
 		connect.WithReadMaxBytes(requestMost),

@@ -107,7 +107,7 @@ func (r *importReader) Read(p []byte) (int, error) {
 // were made, by the unpacker itself, and the root guards what changes meanwhile.
 type unpacker struct {
 	guest *Guest
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // an unpacker lives for one call
 	root  *os.Root
 	owner account
 

@@ -27,12 +27,12 @@ func ServeLink(ctx context.Context, dial func(context.Context) (net.Conn, error)
 	for ctx.Err() == nil {
 		if err := serveOnce(ctx, dial, handler); err != nil {
 			log.Debug("serve the guest link", "error", err)
-			pause(ctx, wait/2+rand.N(wait))
+			pause(ctx, wait/2+rand.N(wait)) //nolint:gosec // jitter needs no secret
 			wait = min(2*wait, redialMost)
 			continue
 		}
 		wait = redialFirst
-		pause(ctx, rand.N(redialFirst))
+		pause(ctx, rand.N(redialFirst)) //nolint:gosec // jitter needs no secret
 	}
 }
 

@@ -87,7 +87,7 @@ func checkStart(req *guestv1.StartRequest) error {
 	if err := checkProcessID(req.GetProcessId()); err != nil {
 		return err
 	}
-	refuse := func(format string, args ...any) error {
+	refuse := func(format string, args ...any) *api.Error {
 		return api.Errorf(api.InvalidArgument, "start "+req.GetProcessId()+": "+format, args...)
 	}
 	argv := req.GetArgv()
@@ -111,11 +111,11 @@ func checkStart(req *guestv1.StartRequest) error {
 		}
 	}
 	if size > argumentBytesMost {
-		return refuse("arguments and variables are %d bytes, at most %d are possible", size, argumentBytesMost).(*api.Error).
+		return refuse("arguments and variables are %d bytes, at most %d are possible", size, argumentBytesMost).
 			WithNext("put the data into a file or into standard input")
 	}
 	if len(req.GetStdin()) > stdinMost {
-		return refuse("stdin is %d bytes, at most %d are possible", len(req.GetStdin()), stdinMost).(*api.Error).
+		return refuse("stdin is %d bytes, at most %d are possible", len(req.GetStdin()), stdinMost).
 			WithNext("send the rest as input")
 	}
 	if strings.ContainsRune(req.GetDir(), 0) {
