@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,10 +57,11 @@ func (a *app) completeCopy(cmd *cobra.Command, args []string, toComplete string)
 type workspacePath struct{ workspace, path string }
 
 // splitWorkspacePath reads NAME:PATH. What begins with . or / or has a slash
-// before the colon is a path of this machine, so ./a:b can be said.
+// before the colon is a path of this machine, so ./a:b can be said; so is one with
+// a drive on Windows.
 func splitWorkspacePath(s string) workspacePath {
 	name, path, found := strings.Cut(s, ":")
-	if !found || name == "" || strings.ContainsAny(name, `/\.`) {
+	if !found || name == "" || strings.ContainsAny(name, `/\.`) || filepath.VolumeName(s) != "" {
 		return workspacePath{path: s}
 	}
 	if path == "" {

@@ -99,6 +99,34 @@ func TestEveryCommandHasAWorkflow(t *testing.T) {
 	})
 }
 
+// toolNames are the gateway's tools, as their golden files have them.
+func toolNames(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../mcp/testdata/tools/*.json")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no tools: %v", err)
+	}
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = strings.TrimSuffix(filepath.Base(f), ".json")
+	}
+	return names
+}
+
+func TestEveryToolIsDocumented(t *testing.T) {
+	for _, name := range []string{"workflows.md", "mcp.md"} {
+		page, err := os.ReadFile(filepath.Join(docsDir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, tool := range toolNames(t) {
+			if !strings.Contains(string(page), "`"+tool+"`") {
+				t.Errorf("docs/%s says nothing of the tool %s", name, tool)
+			}
+		}
+	}
+}
+
 // Every test that the page names must exist, and every row must name one.
 func TestEveryWorkflowNamesATestThatExists(t *testing.T) {
 	page, err := os.ReadFile(filepath.Join(docsDir, "workflows.md"))
