@@ -86,12 +86,25 @@ func (s *session) each(query string, scan func(scanner) error, args ...any) (err
 	return rows.Err()
 }
 
-// close gives the connection back; database/sql closes its statements with it.
-func (s *session) close() error { return s.conn.Close() }
+// close ends the connection. Its statements go first: database/sql does not track
+// those of a sql.Conn, and SQLite keeps a connection that has some left open, with
+// its files, and says nothing.
+func (s *session) close() error {
+	var errs []error
+	// Of a connection that is gone the driver cannot finish statements any more.
+	if s.conn.Raw(func(any) error { return nil }) == nil {
+		for _, stmt := range s.stmts {
+			errs = append(errs, stmt.Close())
+		}
+	}
+	return errors.Join(append(errs, s.conn.Close())...)
+}
 
 // idleReaders is how many connections are kept for reading; more are opened when
-// more read at once, so that no View ever waits for another.
-const idleReaders = 4
+// more read at once, so that no View ever waits for another. To open one costs many
+// times what a View does, and every command reads, so a burst of them should find
+// its readers; an idle one costs two descriptors and some 100 KB.
+const idleReaders = 16
 
 type readerPool struct {
 	db   *sql.DB
