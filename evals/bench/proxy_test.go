@@ -50,9 +50,9 @@ func TestRelayHoldsBytesBack(t *testing.T) {
 		go func() { defer close(done); relay(dst, src, func() time.Duration { return delay }) }()
 		began := time.Now()
 		_, _ = feed.Write([]byte("a"))
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 		_, _ = feed.Write([]byte("b"))
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		// Shrinking must not let bytes overtake.
 		_, _ = feed.Write([]byte("c"))
 		synctest.Wait()

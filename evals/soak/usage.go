@@ -18,8 +18,8 @@ type usage map[string]int64
 
 // The measures, and by how much each may have grown at the end. Memory is KiB.
 // Threads are made when system calls block, and the Go runtime keeps them. The
-// server's store keeps up to four connections for reading, of up to three
-// descriptors each, which it opens when that many read at once. Files
+// server's store keeps its connections for reading, of two descriptors each, of
+// which there are as many as have read at once. Files
 // come and go with the last commands that are kept.
 var slack = map[string]int64{
 	"memory KiB":  16 << 10,
