@@ -137,7 +137,11 @@ func uninstallNodeAgent(ctx context.Context, a *app) error {
 	if _, err := agent.Shutdown(ctx, &nodeagentv1.ShutdownRequest{Uninstall: true}); err != nil {
 		return err
 	}
-	return nodeagent.Stop(ctx, a.agentDir())
+	if err := nodeagent.Stop(ctx, a.agentDir()); err != nil {
+		return err
+	}
+	// Without workspaces these are only folders of the agent's and the providers' own.
+	return os.RemoveAll(a.agentDir())
 }
 
 func nativeInit() int { return native.Init() }

@@ -282,6 +282,7 @@ type engine struct {
 	dir   string
 	host  string
 	image string
+	where *testbed.Namespace
 	cmd   *exec.Cmd
 }
 
@@ -292,8 +293,15 @@ func newEngine(t *testing.T) *engine {
 		t.Fatal(err)
 	}
 	e := &engine{t: t, dir: dir, host: "unix://" + filepath.Join(dir, "docker.sock"), image: "vendetta-test/reboot:1"}
+	network := testbed.NewNetwork()
+	if e.where, err = network.Add(t.Context(), "engine"); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		e.stop()
+		if err := network.Close(context.Background()); err != nil {
+			t.Errorf("remove the engine's network: %v", err)
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Logf("remove the engine: %v", err)
 		}
@@ -322,8 +330,8 @@ func newEngine(t *testing.T) *engine {
 	return e
 }
 
-// start starts the engine without a bridge of its own: the workspaces of these
-// tests need no network, and two engines would share one.
+// start starts the engine in its own network namespace: two engines in one would
+// take each other's bridge away.
 func (e *engine) start() {
 	e.t.Helper()
 	log, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -331,9 +339,10 @@ func (e *engine) start() {
 		e.t.Fatal(err)
 	}
 	defer func() { _ = log.Close() }()
-	e.cmd = exec.Command("dockerd", "--host", e.host, "--data-root", filepath.Join(e.dir, "data"),
-		"--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "pid"),
-		"--bridge", "none", "--iptables=false", "--ip-masq=false")
+	// Unlike `ip netns exec`, nsenter leaves /sys with its cgroups as it is.
+	e.cmd = exec.Command("nsenter", "--net=/run/netns/"+e.where.Name, "dockerd",
+		"--host", e.host, "--data-root", filepath.Join(e.dir, "data"),
+		"--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "pid"))
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {
 		e.t.Fatal(err)

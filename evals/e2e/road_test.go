@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -106,6 +107,16 @@ func TestWholeRoad(t *testing.T) {
 		t.Errorf("the status of a removed workspace: %s", text)
 	}
 	b.run("node", "rm", "build1")
+	keys, err := os.ReadFile(r.sshd.AuthorizedKeys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(keys), "vendetta-server") {
+		t.Errorf("the server's key is left on the node:\n%s", keys)
+	}
+	if left, err := os.ReadDir(r.state); err == nil && len(left) > 0 {
+		t.Errorf("left of the agent on the node: %v", left)
+	}
 }
 
 func TestRoadThroughAJumpHost(t *testing.T) {

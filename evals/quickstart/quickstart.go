@@ -143,44 +143,69 @@ func (q *quickstart) up(ctx context.Context) error {
 	return nil
 }
 
-// provider is native, or docker where native cannot be used and docker can.
+// provider is native; where that cannot be used docker, and where neither can,
+// native once more after the command that lifts the restriction, if sudo may run it.
 func (q *quickstart) provider(ctx context.Context) (string, error) {
-	out, ok := q.quietly(ctx, "node", "status", node, "--json")
-	if !ok {
-		return "", fmt.Errorf("node %s does not answer; look at: %s node logs %s", node, q.program, node)
+	usable, fix, err := q.providers(ctx)
+	if err != nil {
+		return "", err
 	}
-	var status struct {
-		Report struct {
-			Providers []struct {
-				Name, Reason, Fix string
-				Usable            bool
+	if !usable["native"] && !usable["docker"] && q.lift(ctx, fix) {
+		if usable, _, err = q.providers(ctx); err != nil {
+			return "", err
+		}
+	}
+	for _, name := range []string{"native", "docker"} {
+		if usable[name] {
+			return name, nil
+		}
+	}
+	return "", errors.New("neither native nor docker workspaces can be used here; run the command above, then make quickstart again")
+}
+
+// providers says which providers are usable, and the command that would make
+// native so. `node test` makes the node look anew.
+func (q *quickstart) providers(ctx context.Context) (usable map[string]bool, fix string, err error) {
+	out, _ := q.quietly(ctx, "node", "test", node, "--json")
+	var result struct {
+		Checks []struct {
+			Name, Message, Fix string
+			Ok                 bool
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &result); err != nil {
+		return nil, "", fmt.Errorf("node %s does not answer; look at: %s node logs %s", node, q.program, node)
+	}
+	usable = map[string]bool{}
+	for _, c := range result.Checks {
+		name, found := strings.CutPrefix(c.Name, "provider ")
+		if !found {
+			continue
+		}
+		usable[name] = c.Ok
+		if name == "native" && !c.Ok {
+			fix = c.Fix
+			q.say("native workspaces cannot be used here: %s", c.Message)
+			if fix != "" {
+				q.say("  lift it with: %s", fix)
 			}
 		}
 	}
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		return "", fmt.Errorf("node status: %w", err)
+	return usable, fix, nil
+}
+
+// lift runs the command that a probe named, when it is one for sudo and sudo asks
+// for no password.
+func (q *quickstart) lift(ctx context.Context, fix string) bool {
+	argv := strings.Fields(fix)
+	if len(argv) < 2 || argv[0] != "sudo" || strings.ContainsAny(fix, "|&;<>()'\"$`") {
+		return false
 	}
-	found := ""
-	for _, want := range []string{"native", "docker"} {
-		for _, p := range status.Report.Providers {
-			if p.Name != want {
-				continue
-			}
-			if p.Usable && found == "" {
-				found = want
-			}
-			if !p.Usable && want == "native" {
-				q.say("native workspaces cannot be used here: %s", p.Reason)
-				if p.Fix != "" {
-					q.say("  lift it with: %s", p.Fix)
-				}
-			}
-		}
+	if exec.CommandContext(ctx, "sudo", "-n", "true").Run() != nil {
+		return false
 	}
-	if found == "" {
-		return "", errors.New("neither native nor docker workspaces can be used here; run the command above, then make quickstart again")
-	}
-	return found, nil
+	q.say("$ %s", fix)
+	return exec.CommandContext(ctx, "sudo", append([]string{"-n"}, argv[1:]...)...).Run() == nil
 }
 
 func (q *quickstart) explain() {
