@@ -48,7 +48,7 @@ func newApp(in io.Reader, out, errOut io.Writer, getenv func(string) string) *ap
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, a *app, args []string) int {
-	root := newRoot(a)
+	root := newRoot(a) //nolint:contextcheck // cobra hands ctx to each command
 	root.SetArgs(args)
 	root.SetIn(a.in)
 	root.SetOut(a.out)

@@ -142,15 +142,15 @@ func runExec(ctx context.Context, a *app, o execOptions) error {
 		_, err := fmt.Fprintln(a.out, req.GetProcessId())
 		return err
 	}
-	session, err := a.openSession(ctx, o.workspace, req.GetProcessId(), o.tty, o.stdin)
+	call, session, err := a.openSession(ctx, o.workspace, req.GetProcessId(), o.tty, o.stdin)
 	if err != nil {
 		return err
 	}
 	if o.tty {
 		req.Terminal = &guestv1.Terminal{Rows: session.size.Rows, Columns: session.size.Columns, Term: a.getenv("TERM")}
 	}
-	p, err := guest.Run(session.ctx, req, session.options)
-	return a.ended(session, p, err)
+	p, err := guest.Run(call, req, session.options)
+	return a.ended(call, session, p, err)
 }
 
 func runAttach(ctx context.Context, a *app, workspace, process string) error {
@@ -158,18 +158,18 @@ func runAttach(ctx context.Context, a *app, workspace, process string) error {
 	if err != nil {
 		return err
 	}
-	session, err := a.openSession(ctx, workspace, process, true, true)
+	call, session, err := a.openSession(ctx, workspace, process, true, true)
 	if err != nil {
 		return err
 	}
-	p, err := c.Guest(workspace).Attach(session.ctx,
+	p, err := c.Guest(workspace).Attach(call,
 		&guestv1.AttachRequest{ProcessId: process, TailBytes: 4096, Follow: true}, session.options)
-	return a.ended(session, p, err)
+	return a.ended(call, session, p, err)
 }
 
 // ended closes the session and turns the end of its command into this program's own.
-func (a *app) ended(s *session, p *guestv1.Process, err error) error {
-	left := context.Cause(s.ctx)
+func (a *app) ended(ctx context.Context, s *session, p *guestv1.Process, err error) error {
+	left := context.Cause(ctx)
 	s.close()
 	if err != nil {
 		if left != nil {
@@ -193,9 +193,7 @@ func (a *app) ended(s *session, p *guestv1.Process, err error) error {
 // session joins this program's streams, terminal and signals to a command.
 type session struct {
 	workspace, process string
-	// ctx is for the command's call. Its cause says why we left a command that
-	// goes on.
-	ctx     context.Context
+	// leave ends the command's call and says why we left a command that goes on.
 	leave   context.CancelCauseFunc
 	options client.RunOptions
 	size    client.Size
@@ -209,7 +207,8 @@ func (s *session) close() {
 	s.leave(nil)
 }
 
-func (a *app) openSession(ctx context.Context, workspace, process string, tty, stdin bool) (*session, error) {
+// openSession also returns the context for the command's call.
+func (a *app) openSession(ctx context.Context, workspace, process string, tty, stdin bool) (context.Context, *session, error) {
 	s := &session{workspace: workspace, process: process, options: client.RunOptions{
 		Stdout: a.out, Stderr: a.err,
 		OnLinkLost: func(error) {
@@ -225,20 +224,21 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 		s.options.Stdin = a.in
 	}
 	// A signal to us is one for the command, so it does not end our own call.
-	s.ctx, s.leave = context.WithCancelCause(context.WithoutCancel(ctx))
+	call, leave := context.WithCancelCause(context.WithoutCancel(ctx))
+	s.leave = leave
 	if !tty {
 		s.forwardSignals(a)
-		return s, nil
+		return call, s, nil
 	}
 	if !inTerminal {
 		s.leave(nil)
-		return nil, api.Errorf(api.InvalidArgument, "terminal for %s: standard input is no terminal", workspace).
+		return nil, nil, api.Errorf(api.InvalidArgument, "terminal for %s: standard input is no terminal", workspace).
 			WithNext("vendetta workspace exec %s -- COMMAND", workspace)
 	}
 	old, err := term.MakeRaw(int(in.Fd()))
 	if err != nil {
 		s.leave(nil)
-		return nil, api.Errorf(api.Internal, "terminal: %w", err)
+		return nil, nil, api.Errorf(api.Internal, "terminal: %w", err)
 	}
 	s.cleanup = append(s.cleanup, func() { _ = term.Restore(int(in.Fd()), old) })
 	// With a terminal Ctrl-C is a byte for the command; a signal is for us alone.
@@ -253,7 +253,7 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 	resized <- s.size
 	s.options.Resize = resized
 	s.cleanup = append(s.cleanup, watchSize(in, resized))
-	return s, nil
+	return call, s, nil
 }
 
 func terminalSize(f *os.File) client.Size {
