@@ -22,6 +22,7 @@ import (
 	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1/nodeagentv1connect"
 	"github.com/vendetta-dev/vendetta/coordination/api/wire"
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/transport"
 )
 
 // TestMain lets the test binary be the program that the daemon's parts run.
@@ -251,6 +252,10 @@ func TestConnect(t *testing.T) {
 	outR, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() { ended <- Connect(t.Context(), n.socket, in, out) }()
+	ready := make([]byte, len(transport.Ready))
+	if _, err := io.ReadFull(outR, ready); err != nil || string(ready) != transport.Ready {
+		t.Fatalf("the stream begins with %q, %v", ready, err)
+	}
 	near := &stdio{Reader: outR, Writer: inW}
 	conn, err := wire.NewConn(t.Context(), near)
 	if err != nil {

@@ -171,8 +171,9 @@ func (b *bed) newRemote(where *testbed.Namespace, address string, env map[string
 	return b.newRemoteAt(where, address, 0, env)
 }
 
-// newRemoteAt is newRemote on a port of the caller's choice; 0 is a free one.
-func (b *bed) newRemoteAt(where *testbed.Namespace, address string, port int, env map[string]string) *remote {
+// newRemoteAt is newRemote on a port of the caller's choice, 0 for a free one, with
+// lines for its sshd's config.
+func (b *bed) newRemoteAt(where *testbed.Namespace, address string, port int, env map[string]string, config ...string) *remote {
 	b.t.Helper()
 	home, err := os.MkdirTemp("", "n")
 	if err != nil {
@@ -195,7 +196,7 @@ func (b *bed) newRemoteAt(where *testbed.Namespace, address string, port int, en
 	defer cancel()
 	r.sshd, err = testbed.StartSSHD(ctx, testbed.SSHDOptions{
 		Dir: filepath.Join(home, "sshd"), Namespace: where, Address: address, Port: port,
-		AuthorizedKeys: []string{b.publicKey}, Environment: environment,
+		AuthorizedKeys: []string{b.publicKey}, Environment: environment, Config: config,
 	})
 	if err != nil {
 		b.t.Fatal(err)

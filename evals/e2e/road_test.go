@@ -220,3 +220,17 @@ func TestLinkIsCutFor30Seconds(t *testing.T) {
 		t.Errorf("%d lines arrived while the cable was cut: it was not", during)
 	}
 }
+
+// Where the sshd forbids forwarding to sockets, the road goes over a session's
+// stdin and stdout, and is the same above.
+func TestRoadWhereSocketsAreForbidden(t *testing.T) {
+	testbed.Wants(t, "native")
+	b := newBed(t, nil)
+	r := b.newRemoteAt(nil, "127.0.0.1", 0, nil, "AllowStreamLocalForwarding no")
+	b.add("build1", r)
+	b.run("workspace", "create", "w", "--provider", "native")
+	if got := b.run("workspace", "exec", "w", "--", "echo", "by another road"); got != "by another road\n" {
+		t.Errorf("exec: %q", got)
+	}
+	whileRunning(t, b, 6, func() { r.sshd.Disconnect() })
+}
