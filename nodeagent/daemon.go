@@ -115,6 +115,9 @@ func awaitTurn(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
+// lastLines of the log are searched for why an agent does not start.
+const lastLines = 5
+
 // spawn starts the supervisor apart from this process.
 func spawn(o StartOptions) (*exec.Cmd, error) {
 	args := o.Args
@@ -163,13 +166,21 @@ func awaitAlive(ctx context.Context, stateDir string, exited <-chan error) error
 
 // lastLine is the end of the log, for a message.
 func lastLine(ctx context.Context, stateDir string) string {
-	var last []byte
-	err := readLog(context.WithoutCancel(ctx), stateDir, 1, false, 0, func(data []byte) error {
-		last = append(last, data...)
+	var tail []byte
+	err := readLog(context.WithoutCancel(ctx), stateDir, lastLines, false, 0, func(data []byte) error {
+		tail = append(tail, data...)
 		return nil
 	})
-	if line := strings.TrimSpace(string(last)); err == nil && line != "" {
-		return line
+	lines := strings.Split(strings.TrimSpace(string(tail)), "\n")
+	if err != nil || lines[len(lines)-1] == "" {
+		return "its log is empty"
 	}
-	return "its log is empty"
+	// A program that gave up said why in a line of its own; the supervisor's words
+	// and the next step may stand behind it.
+	for i := len(lines) - 1; i >= 0; i-- {
+		if why, found := strings.CutPrefix(lines[i], "vendetta: "); found {
+			return why
+		}
+	}
+	return lines[len(lines)-1]
 }

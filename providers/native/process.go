@@ -73,8 +73,10 @@ func (m machine) alive(p process) bool {
 		return false
 	}
 	if s.state == 'Z' || s.state == 'X' {
-		_, _ = unix.Wait4(p.PID, nil, unix.WNOHANG, nil) // ECHILD: somebody else's to reap
-		return false
+		// A child of ours that cannot be reaped yet has threads that still run.
+		// ECHILD: it is somebody else's to reap.
+		reaped, err := unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
+		return err == nil && reaped == 0
 	}
 	return true
 }
