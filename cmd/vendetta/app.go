@@ -104,17 +104,23 @@ func exitCode(err error) int {
 
 func (a *app) printError(err error) {
 	e := api.From(err)
-	_, _ = fmt.Fprintf(a.err, "vendetta: %s\n", e.Message)
+	_, _ = fmt.Fprintf(a.err, "vendetta: %s\n", printableLines(e.Message))
 	if e.Next != "" {
-		_, _ = fmt.Fprintf(a.err, "  next: %s\n", e.Next)
+		_, _ = fmt.Fprintf(a.err, "  next: %s\n", printable(e.Next))
 	}
 }
 
 // note tells a person something on stderr, unless asked to be quiet.
 func (a *app) note(format string, args ...any) {
-	if !a.quiet {
-		_, _ = fmt.Fprintf(a.err, format+"\n", args...)
+	if a.quiet {
+		return
 	}
+	for i, arg := range args {
+		if text, ok := arg.(string); ok {
+			args[i] = printable(text)
+		}
+	}
+	_, _ = fmt.Fprintf(a.err, format+"\n", args...)
 }
 
 func newRoot(a *app) *cobra.Command {

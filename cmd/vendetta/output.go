@@ -38,7 +38,7 @@ func (a *app) print(t table) error {
 	}
 	if a.quiet {
 		for _, row := range t.rows {
-			if _, err := fmt.Fprintln(a.out, row[0]); err != nil {
+			if _, err := fmt.Fprintln(a.out, printable(row[0])); err != nil {
 				return err
 			}
 		}
@@ -74,6 +74,16 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// printableLines is printable for a text that may have several lines. They are
+// indented, so that none of them looks like one of our own.
+func printableLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = printable(line)
+	}
+	return strings.Join(lines, "\n    ")
 }
 
 func (a *app) printMessage(m proto.Message) error {

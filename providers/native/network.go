@@ -174,6 +174,8 @@ func rules(pool netip.Prefix) [][]string {
 		rule("filter", "FORWARD", "-s", s, "-d", s, "-j", "DROP"),
 		rule("filter", "FORWARD", "-s", s, "-j", "ACCEPT"),
 		rule("filter", "FORWARD", "-d", s, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"),
+		// Nobody reaches in, whatever the machine's own rules would allow.
+		rule("filter", "FORWARD", "-d", s, "-j", "DROP"),
 		rule("nat", "POSTROUTING", "-s", s, "!", "-d", s, "-j", "MASQUERADE"),
 	}
 }

@@ -156,9 +156,14 @@ func NewConn(ctx context.Context, conn net.Conn) (*http.ClientConn, error) {
 	return transport.NewClientConn(ctx, "http", "vendetta:80")
 }
 
-// Client is an http.Client on NewTransport. Its calls go to BaseURL.
+// Client is an http.Client on NewTransport. Its calls go to BaseURL. It follows no
+// redirect: who answers may be a guest, and would send the caller's request, with
+// the caller's rights, to where it likes.
 func Client(dial func(context.Context) (net.Conn, error)) *http.Client {
-	return &http.Client{Transport: NewTransport(dial)}
+	return &http.Client{
+		Transport:     NewTransport(dial),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // BaseURL is the address under which a connection's own server is reached; the

@@ -142,6 +142,12 @@ func (p *passThrough) modifyResponse(res *http.Response) error {
 		}
 	}
 	c := callOf(res.Request)
+	if res.StatusCode >= http.StatusMultipleChoices && res.StatusCode < http.StatusBadRequest {
+		// No service of ours redirects; a guest that does means to lead its caller
+		// somewhere else with the caller's rights.
+		c.endInbound()
+		return api.Errorf(api.Unavailable, "call %s: the other side answered with a redirect, which is not followed", c.path)
+	}
 	if res.StatusCode >= http.StatusMultipleChoices {
 		// The call has failed; nobody up there reads the rest of the request.
 		c.endInbound()
