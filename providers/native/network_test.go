@@ -159,7 +159,7 @@ func TestPrivateNetwork(t *testing.T) {
 		}
 		return strings.Count(string(filter)+string(nat), ruleComment)
 	}
-	if n := count(); n != 4 {
+	if n := count(); n != 5 {
 		t.Errorf("%d rules", n)
 	}
 	veths := func() (n int) {
@@ -180,7 +180,7 @@ func TestPrivateNetwork(t *testing.T) {
 	if n := veths(); n != 1 {
 		t.Errorf("%d links", n)
 	}
-	if n := count(); n != 4 {
+	if n := count(); n != 5 {
 		t.Errorf("%d rules", n)
 	}
 	if err := r.Destroy(t.Context(), "w2", true); err != nil {
@@ -323,7 +323,7 @@ func TestOpenWay(t *testing.T) {
 		}
 		out, lerr := exec.Command(r.machine.iptables, "-S", "FORWARD").Output()
 		rules := strings.Split(strings.TrimSpace(string(out)), "\n")
-		if lerr != nil || len(rules) != 4 || !strings.HasSuffix(rules[1], "DROP") {
+		if lerr != nil || len(rules) != 5 || !strings.HasSuffix(rules[1], "DROP") {
 			err = errors.Join(err, lerr, errors.New(string(out)))
 		}
 		err = errors.Join(err, r.closeWay(t.Context()), r.closeWay(t.Context()))
