@@ -31,6 +31,8 @@ type credentials struct {
 	// locked are encrypted identity files whose keys no agent holds.
 	locked   []string
 	password string
+	// withheld: there is a password, but not for this host.
+	withheld bool
 	agent    net.Conn
 	// accepted is the public key that signed last.
 	accepted []byte
@@ -68,9 +70,11 @@ func (o Options) credentials(ctx context.Context, h *hop) (*credentials, error) 
 		c.close()
 		return nil, err
 	}
-	if o.Login != nil {
+	// A jump host would learn the password of the host behind it.
+	if o.Login != nil && !h.jump {
 		c.password = o.Login.Password
 	}
+	c.withheld = o.Login != nil && o.Login.Password != "" && h.jump
 	return c, nil
 }
 
@@ -237,6 +241,9 @@ func (c *credentials) refused(h *hop, cause error) error {
 	default:
 		e.Message = fmt.Sprintf("log in to %s: there is no key to log in with", h)
 		e.Next = "pass a private key with --identity, or add one to your ssh-agent: ssh-add"
+	}
+	if c.withheld {
+		e.Message += "; the password is for the node only"
 	}
 	if len(c.locked) > 0 {
 		e.Message += fmt.Sprintf("; %s is encrypted", strings.Join(c.locked, ", "))

@@ -2,6 +2,7 @@ package ssh_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	gossh "golang.org/x/crypto/ssh"
@@ -295,5 +297,44 @@ func TestPassword(t *testing.T) {
 				t.Errorf("the password stands in %q", err)
 			}
 		})
+	}
+}
+
+// The password is the node's: a jump host is not told it, even when it asks.
+func TestPasswordBehindJump(t *testing.T) {
+	t.Parallel()
+	password := &gossh.ServerConfig{PasswordCallback: func(_ gossh.ConnMetadata, p []byte) (*gossh.Permissions, error) {
+		if string(p) != "right" {
+			return nil, errors.New("wrong")
+		}
+		return &gossh.Permissions{}, nil
+	}}
+	o := passwordServer(t, password)
+	jump := startNode(t)
+	o.Key, o.Login = jump.key, &ssh.Login{Password: "right"}
+	o.Jump = []string{jump.User + "@" + jump.Addr}
+	o.HostKeys = append(o.HostKeys, jump.Fingerprint)
+	mustRun(t, o)
+
+	var asked atomic.Int32
+	greedy := passwordServer(t, &gossh.ServerConfig{
+		PasswordCallback: func(gossh.ConnMetadata, []byte) (*gossh.Permissions, error) {
+			asked.Add(1)
+			return &gossh.Permissions{}, nil
+		},
+		KeyboardInteractiveCallback: func(_ gossh.ConnMetadata, ask gossh.KeyboardInteractiveChallenge) (*gossh.Permissions, error) {
+			asked.Add(1)
+			_, err := ask("", "", []string{"Password: "}, []bool{false})
+			return &gossh.Permissions{}, err
+		},
+	})
+	o.Jump = []string{fmt.Sprintf("%s@%s:%d", greedy.User, greedy.Host, greedy.Port)}
+	o.HostKeys = greedy.HostKeys
+	_, err := run(t, o)
+	wantError(t, err, transport.ErrLogin, "the password is for the node only")
+	_, err = ssh.Probe(t.Context(), o)
+	wantError(t, err, transport.ErrLogin, "the password is for the node only")
+	if n := asked.Load(); n != 0 {
+		t.Errorf("the jump host was offered the password %d times", n)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
@@ -38,10 +39,18 @@ var keyAlgorithms = []struct {
 	{gossh.KeyAlgoRSA, []string{gossh.KeyAlgoRSASHA512, gossh.KeyAlgoRSASHA256}, []string{gossh.CertAlgoRSASHA512v01, gossh.CertAlgoRSASHA256v01}},
 }
 
-// knownKeys judges host keys by known_hosts files and accepted fingerprints.
+// knownKeys judges the host keys of one way by known_hosts files and accepted
+// fingerprints.
 type knownKeys struct {
 	check    gossh.HostKeyCallback
 	accepted map[string]bool
+	// shown has the host of the way that showed a fingerprint first. Accepted
+	// fingerprints do not say whose they are, so without it a jump host could
+	// answer with its own accepted key for every host behind it.
+	shown map[string]*hop
+	// mu guards shown: keys are judged again when a connection changes its
+	// session keys, on all connections of the way at once.
+	mu sync.Mutex
 	// authorities says whether any line is a @cert-authority.
 	authorities bool
 	name        string
@@ -50,7 +59,7 @@ type knownKeys struct {
 
 // knownKeys reads the files anew: they change while a server runs.
 func (o Options) knownKeys() (*knownKeys, error) {
-	k := &knownKeys{accepted: map[string]bool{}, name: o.Name, address: o.address()}
+	k := &knownKeys{accepted: map[string]bool{}, shown: map[string]*hop{}, name: o.Name, address: o.address()}
 	for _, fingerprint := range o.HostKeys {
 		k.accepted[fingerprint] = true
 	}
@@ -205,9 +214,11 @@ func unknownKey() gossh.PublicKey {
 
 // verify returns nil for a key that is known or accepted, else a
 // *transport.Error. A revoked key, and one that differs from a known one of its
-// type, is refused even when its fingerprint was accepted.
+// type, is refused even when its fingerprint was accepted. So is one that an
+// earlier host of the way showed, unless a file lists it for this very host.
 func (k *knownKeys) verify(h *hop, key gossh.PublicKey) error {
 	fingerprint := gossh.FingerprintSHA256(key)
+	earlier := k.show(h, key)
 	err := k.check(h.keyName, nowhere{}, key)
 	if err == nil {
 		return nil
@@ -235,10 +246,43 @@ func (k *knownKeys) verify(h *hop, key gossh.PublicKey) error {
 			return changed(h, key, want, err)
 		}
 	}
+	if earlier != h {
+		return shared(h, earlier, key, err)
+	}
 	if k.accepted[fingerprint] {
 		return nil
 	}
 	return k.unknown(h, key, err)
+}
+
+// show notes that h shows key and returns who showed it first. A certificate
+// counts as the key in it, which its host may show without the certificate.
+func (k *knownKeys) show(h *hop, key gossh.PublicKey) *hop {
+	if cert, ok := key.(*gossh.Certificate); ok {
+		key = cert.Key
+	}
+	fingerprint := gossh.FingerprintSHA256(key)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.shown[fingerprint] == nil {
+		k.shown[fingerprint] = h
+	}
+	return k.shown[fingerprint]
+}
+
+// errShared tells a key that a jump host showed from an unknown one: accepting
+// it would not help.
+var errShared = errors.New("host key of a jump host")
+
+func shared(h, earlier *hop, key gossh.PublicKey, cause error) error {
+	return &transport.Error{
+		Kind: transport.ErrHostKey,
+		Message: fmt.Sprintf("connect to %s: it shows the same key as jump host %s, %s (%s); the jump host may be answering in its place",
+			h, earlier, gossh.FingerprintSHA256(key), key.Type()),
+		Next: fmt.Sprintf("give the host a key of its own; or, if the two really share one, verify that on the host itself and list the key for %s in known_hosts",
+			knownhosts.Normalize(h.keyName)),
+		Cause: errors.Join(errShared, cause),
+	}
 }
 
 // errChanged tells a changed key from an unknown one.

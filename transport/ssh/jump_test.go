@@ -3,6 +3,8 @@ package ssh_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -96,6 +98,80 @@ func TestJump(t *testing.T) {
 	if _, err := hosts[0].Run(t.Context(), "true", nil); err == nil {
 		t.Error("a closed transport runs commands")
 	}
+}
+
+// A jump host answers with its own key for the host behind it: the key may have
+// been accepted, but not for that one.
+func TestJumpSameKey(t *testing.T) {
+	t.Parallel()
+	jump := startNode(t)
+	dir := t.TempDir()
+	for _, name := range []string{"host_ed25519", "host_ed25519.pub"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(read(t, filepath.Join(jump.dir, name))), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rsa := hostKey(t, dir, "rsa")
+	n := startNodeWith(t, testbed.SSHDOptions{Dir: dir, AuthorizedKeys: authorized(jump.key)})
+	middle := startNodeWith(t, testbed.SSHDOptions{AuthorizedKeys: authorized(jump.key)})
+	if n.Fingerprint != jump.Fingerprint {
+		t.Fatal("the hosts have different keys")
+	}
+	first, second := fmt.Sprintf("%s@%s", jump.User, jump.Addr), fmt.Sprintf("%s@%s", middle.User, middle.Addr)
+	jumpKnown := keyLine(knownhosts.Normalize(jump.Addr), jump.HostKey)
+	nodeKnown := keyLine(knownhosts.Normalize(n.Addr), jump.HostKey)
+	for _, c := range []struct {
+		name     string
+		jumps    []string
+		known    []string
+		accepted []string
+		works    bool
+	}{
+		{name: "accepted", jumps: []string{first}, accepted: []string{jump.Fingerprint}},
+		{name: "another key of the node accepted", jumps: []string{first}, accepted: []string{jump.Fingerprint, rsa.fingerprint}},
+		{name: "not from the host before", jumps: []string{first, second}, accepted: []string{jump.Fingerprint, middle.Fingerprint}},
+		{name: "jump host known, accepted", jumps: []string{first}, known: []string{jumpKnown}, accepted: []string{jump.Fingerprint}},
+		{name: "jump host known", jumps: []string{first}, known: []string{jumpKnown}},
+		{name: "node known, jump host accepted", jumps: []string{first}, known: []string{nodeKnown}, accepted: []string{jump.Fingerprint}, works: true},
+		{name: "both known", jumps: []string{first}, known: []string{jumpKnown, nodeKnown}, works: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := n.options()
+			o.Key, o.Jump, o.HostKeys, o.KnownHosts = jump.key, c.jumps, c.accepted, []string{write(t, c.known...)}
+			seen, probed := ssh.Probe(t.Context(), o)
+			if len(seen) != len(c.jumps)+1 {
+				t.Fatalf("probe = %+v, %v", seen, probed)
+			}
+			last := seen[len(seen)-1]
+			if !seen[0].Known || last.Known != c.works || last.Fingerprint != jump.Fingerprint {
+				t.Errorf("probe = %+v, %v", seen, probed)
+			}
+			if c.works {
+				if probed != nil {
+					t.Error(probed)
+				}
+				mustRun(t, o)
+				return
+			}
+			_, err := run(t, o)
+			for _, err := range []error{err, probed} {
+				wantError(t, err, transport.ErrHostKey, "connect to "+n.User+"@"+n.Addr, "the same key as jump host "+first)
+			}
+		})
+	}
+
+	// A key of the node's own helps.
+	config := filepath.Join(dir, "sshd_config")
+	n.Stop()
+	if err := os.WriteFile(config, []byte("HostKey "+rsa.file+"\n"+read(t, config)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	o := n.options()
+	o.Key, o.Jump, o.HostKeys = jump.key, []string{first}, []string{jump.Fingerprint, rsa.fingerprint}
+	mustRun(t, o)
 }
 
 func TestJumpForbidden(t *testing.T) {

@@ -140,8 +140,8 @@ func (l *link) reach(ctx context.Context, h *hop, keys *knownKeys, observe func(
 }
 
 // handshake connects to h and runs the SSH handshake, in which judge decides on
-// the host's key. A host that shows a key of a type that is not accepted while
-// fingerprints were accepted is asked for its other types.
+// the host's key. A host that shows a key of a type that is not accepted, or a
+// jump host's, while fingerprints were accepted is asked for its other types.
 func (l *link) handshake(ctx context.Context, h *hop, config *gossh.ClientConfig, limit time.Duration, keys *knownKeys, judge func(gossh.PublicKey) error) (*wire, gossh.Conn, <-chan gossh.NewChannel, <-chan *gossh.Request, error) {
 	without := map[string]bool{}
 	var first error
@@ -165,7 +165,7 @@ func (l *link) handshake(ctx context.Context, h *hop, config *gossh.ClientConfig
 			}
 			return nil, nil, nil, nil, err
 		}
-		if !isUnknown(verdict) {
+		if !isUnknown(verdict) && !errors.Is(verdict, errShared) {
 			return nil, nil, nil, nil, verdict
 		}
 		if first == nil {

@@ -34,6 +34,7 @@ type Options struct {
 	Program string
 
 	// HostKeys are the accepted fingerprints, SHA256:..., of the node and its jump hosts.
+	// On one way each is good for one host.
 	HostKeys []string
 	// KnownHosts are known_hosts files; absent ones are passed over.
 	KnownHosts []string
@@ -64,7 +65,9 @@ type Login struct {
 	AgentSocket string
 	// Identities are files of private keys.
 	Identities []string
-	Password   string
+	// Password is the user's on the node. Jump hosts are not offered it: they
+	// would learn it, and have no use for it.
+	Password string
 }
 
 // Keepalive finds dead connections. The zero value means the defaults, which

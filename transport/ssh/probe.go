@@ -6,6 +6,8 @@ import (
 
 	gossh "golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
+
+	"github.com/vendetta-dev/vendetta/transport"
 )
 
 // HostKeySeen is a host's key as a probe found it.
@@ -16,7 +18,8 @@ type HostKeySeen struct {
 	Type string
 	// Fingerprint is SHA256:...
 	Fingerprint string
-	// Known: it is in a known_hosts file, or among the accepted.
+	// Known: it is in a known_hosts file for this host, or among the accepted
+	// and no earlier host's.
 	Known bool
 	Jump  bool
 }
@@ -27,7 +30,8 @@ var errProbed = errors.New("host key seen")
 // Probe connects as far as it can and returns the keys of the hosts on the way,
 // the node last. It logs in to jump hosts with known keys only, and never to the
 // node. A host with an unknown key is the last one listed: what lies behind it
-// is seen when its key was accepted. A revoked or changed key is an error.
+// is seen when its key was accepted. A revoked or changed key is an
+// error, and so is a jump host's key that another host shows.
 func Probe(ctx context.Context, o Options) ([]HostKeySeen, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -56,12 +60,13 @@ func Probe(ctx context.Context, o Options) ([]HostKeySeen, error) {
 		if len(shown) > 0 {
 			key := shown[len(shown)-1]
 			unknown := isUnknown(err)
-			if unknown {
+			if unknown || errors.Is(err, errShared) {
+				// The verdict is about the first; other types did not help.
 				key = shown[0]
 			}
 			seen = append(seen, HostKeySeen{
 				Host: h.String(), Type: key.Type(), Fingerprint: gossh.FingerprintSHA256(key),
-				Known: !unknown, Jump: h.jump,
+				Known: !errors.Is(err, transport.ErrHostKey), Jump: h.jump,
 			})
 			if unknown {
 				return seen, nil
@@ -99,5 +104,5 @@ func (l *link) look(ctx context.Context, h *hop, keys *knownKeys, observe func(g
 // isUnknown says whether err is about a key that is neither known nor refused.
 func isUnknown(err error) bool {
 	var unknown *knownhosts.KeyError
-	return errors.As(err, &unknown) && !errors.Is(err, errChanged)
+	return errors.As(err, &unknown) && !errors.Is(err, errChanged) && !errors.Is(err, errShared)
 }
