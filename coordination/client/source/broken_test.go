@@ -36,6 +36,7 @@ func TestPackWhenGitFails(t *testing.T) {
 		"top":           {when: "--show-toplevel", want: "git rev-parse: it went wrong"},
 		"silent":        {when: "--show-toplevel", instead: "exit 3", want: "git rev-parse: exit status 3"},
 		"talkative":     {when: "--show-toplevel", instead: "head -c 5000 /dev/zero | tr '\\0' x >&2; exit 3", want: "git rev-parse: xxx"},
+		"filters":       {when: "--get-regexp", instead: "echo it went wrong >&2; exit 3", want: "git config: it went wrong"},
 		"index":         {when: "ls-files -z --cached", want: "git ls-files: it went wrong"},
 		"odd index":     {when: "ls-files -z --cached", instead: "printf 'what is this\\0'; exit 0", want: "unexpected line"},
 		"odd mode":      {when: "ls-files -z --cached", instead: "printf 'H x y 0\\tp\\0'; exit 0", want: "unexpected mode"},
@@ -47,7 +48,7 @@ func TestPackWhenGitFails(t *testing.T) {
 		"object format": {when: "--show-object-format", want: "git rev-parse: it went wrong"},
 		"init":          {when: "init --quiet", want: "git init: it went wrong"},
 		"aside":         {when: "refs/heads/vendetta-import", want: "git symbolic-ref: it went wrong"},
-		"fetch":         {when: "fetch --quiet", want: "git fetch: it went wrong"},
+		"fetch":         {when: "git-upload-pack --quiet", want: "git fetch: it went wrong"},
 		"head":          {when: "update-ref -d", want: "git update-ref: it went wrong"},
 		"configuration": {when: "core.filemode", want: "git config: it went wrong"},
 	} {

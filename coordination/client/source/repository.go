@@ -25,7 +25,7 @@ func open(ctx context.Context, dir string) (*repository, error) {
 	if info, err := os.Stat(abs); err != nil || !info.IsDir() {
 		return nil, api.Errorf(api.InvalidArgument, "read the repository: %s is not a folder on this machine", abs)
 	}
-	inside, err := git{abs}.line(ctx, "rev-parse", "--is-inside-work-tree")
+	inside, err := git{dir: abs}.line(ctx, "rev-parse", "--is-inside-work-tree")
 	if err != nil {
 		if strings.Contains(api.From(err).Message, "not a git repository") {
 			return nil, api.Errorf(api.FailedPrecondition, "read the repository: %s is not in a git repository", abs).
@@ -38,7 +38,10 @@ func open(ctx context.Context, dir string) (*repository, error) {
 			WithNext("name a folder of a checked-out work tree")
 	}
 	r := &repository{}
-	if r.dir, err = (git{abs}).line(ctx, "rev-parse", "--show-toplevel"); err != nil {
+	if r.dir, err = (git{dir: abs}).line(ctx, "rev-parse", "--show-toplevel"); err != nil {
+		return nil, err
+	}
+	if r.settings, err = r.foreignFilters(ctx); err != nil {
 		return nil, err
 	}
 	// These three end with an error when there is nothing to tell: no commit yet,
@@ -62,7 +65,7 @@ func (r *repository) cloneTo(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	clone := git{dir}
+	clone := git{dir: dir}
 	if _, err := clone.run(ctx, "init", "--quiet", "--template=", "--object-format="+format); err != nil {
 		return err
 	}
@@ -89,8 +92,11 @@ func (r *repository) fetchInto(ctx context.Context, clone git) error {
 	if r.commit != "" {
 		refs = append(refs, "+HEAD:"+headRef)
 	}
+	clone.protocols = "file"
 	_, err := clone.run(ctx, append([]string{
-		"fetch", "--quiet", "--no-tags", "--update-shallow", "--no-recurse-submodules",
+		// upload-pack reads the user's repository, where nothing may be fetched:
+		// a git too old for GIT_NO_LAZY_FETCH would do so over the file protocol.
+		"fetch", "--upload-pack=GIT_ALLOW_PROTOCOL=" + noProtocol + " git-upload-pack", "--quiet", "--no-tags", "--update-shallow", "--no-recurse-submodules",
 		"--no-write-fetch-head", "--no-auto-maintenance", r.dir,
 	}, refs...)...)
 	return err
