@@ -8,6 +8,9 @@ import (
 	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 )
 
+// leastMemory lets a guest and a small command live.
+const leastMemory = 16 << 20
+
 // checkSpec refuses what no provider can make. The rest is the provider's to judge.
 func checkSpec(spec *vendettav1.WorkspaceSpec) error {
 	if p := spec.GetProvider(); p != "" && !namePattern.MatchString(p) {
@@ -16,9 +19,16 @@ func checkSpec(spec *vendettav1.WorkspaceSpec) error {
 	if err := checkWord("image", spec.GetImage()); err != nil {
 		return err
 	}
+	if spec.GetProvider() == providerNative && spec.GetImage() != "" {
+		return api.Errorf(api.InvalidArgument, "image %q: native workspaces use the node's own system and take no image", clip(spec.GetImage())).
+			WithNext("leave the image out, or use provider docker")
+	}
 	r := spec.GetResources()
 	if c := r.GetCpus(); c < 0 || math.IsNaN(c) || math.IsInf(c, 0) {
 		return api.Errorf(api.InvalidArgument, "resources: %v cpus are none", c).WithNext("use a number above 0, or leave it out")
+	}
+	if m := r.GetMemoryBytes(); m > 0 && m < leastMemory {
+		return api.Errorf(api.InvalidArgument, "resources: %d bytes of memory are too few", m).WithNext("use at least 16M, or leave it out")
 	}
 	if r.GetMemoryBytes() > math.MaxInt64 {
 		return api.Errorf(api.InvalidArgument, "resources: %d bytes of memory are too many", r.GetMemoryBytes())

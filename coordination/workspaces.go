@@ -121,6 +121,10 @@ func (s *Server) existing(ctx context.Context, who string, req *vendettav1.Creat
 			return err
 		}
 		if diff := specDifference(req.GetNode(), node, req.GetSpec(), ws.Spec); diff != "" {
+			if ws.State == vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED {
+				return api.Errorf(api.AlreadyExists, "workspace %s: it exists, failed, with another %s", ws.Name, diff).
+					WithNext("vendetta workspace rm %s", ws.Name)
+			}
 			return api.Errorf(api.AlreadyExists, "workspace %s: it exists with another %s", ws.Name, diff).
 				WithNext("vendetta workspace status %s, or create one under another name", ws.Name)
 		}

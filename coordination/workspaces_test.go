@@ -182,10 +182,10 @@ func TestCreateIsIdempotent(t *testing.T) {
 			}
 		}
 		different := map[string]func(*vendettav1.WorkspaceSpec){
-			"provider":           func(s *vendettav1.WorkspaceSpec) { s.Provider = "native" },
+			"provider":           func(s *vendettav1.WorkspaceSpec) { s.Provider, s.Image = "native", "" },
 			"image":              func(s *vendettav1.WorkspaceSpec) { s.Image = "" },
 			"cpus":               func(s *vendettav1.WorkspaceSpec) { s.Resources.Cpus = 3 },
-			"memory":             func(s *vendettav1.WorkspaceSpec) { s.Resources.MemoryBytes = 1 },
+			"memory":             func(s *vendettav1.WorkspaceSpec) { s.Resources.MemoryBytes = 64 << 20 },
 			"limit of processes": func(s *vendettav1.WorkspaceSpec) { s.Resources = &vendettav1.Resources{Cpus: 2, MemoryBytes: 1 << 30} },
 			"network":            func(s *vendettav1.WorkspaceSpec) { s.Network = vendettav1.Network_NETWORK_NONE },
 			"host":               func(s *vendettav1.WorkspaceSpec) { s.Network = vendettav1.Network_NETWORK_HOST },

@@ -152,6 +152,33 @@ var nextSteps = map[api.Code]string{
 	api.Internal:           "look at the present state with workspace_status before trying again",
 }
 
+// toolSteps are the tools that do what a command of the CLI does, by the
+// beginning of the command; its last word is the name.
+var toolSteps = []struct{ command, tool string }{
+	{"vendetta workspace list", "workspace_list"},
+	{"vendetta workspace status ", "workspace_status"},
+	{"vendetta workspace up ", "workspace_up"},
+	{"vendetta workspace rm ", "workspace_rm"},
+	{"vendetta node list", "node_list"},
+	{"vendetta node status ", "node_status"},
+}
+
+// toolStep turns a next step that is one command of the CLI into the call of the
+// tool; anything else stays as it is, for the user.
+func toolStep(next string) string {
+	for _, s := range toolSteps {
+		rest, found := strings.CutPrefix(next, s.command)
+		switch {
+		case !found:
+		case rest == "" && !strings.HasSuffix(s.command, " "):
+			return s.tool
+		case rest != "" && strings.HasSuffix(s.command, " ") && !strings.ContainsAny(rest, " ,;"):
+			return asCall(s.tool, "name", rest)
+		}
+	}
+	return next
+}
+
 // failed renders an error: what happened, and what to do.
 func failed(err error) *mcp.CallToolResult {
 	e := api.From(err)
@@ -159,6 +186,7 @@ func failed(err error) *mcp.CallToolResult {
 	if next == "" {
 		next = nextSteps[e.Code]
 	}
+	next = toolStep(next)
 	if errors.Is(err, context.DeadlineExceeded) && e.Message == context.DeadlineExceeded.Error() {
 		e = api.Errorf(api.DeadlineExceeded, "no answer within %d seconds", int(callMost.Seconds()))
 	}

@@ -147,7 +147,7 @@ you own. The agent stays where you are and reaches the workspaces over MCP
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return api.Errorf(api.InvalidArgument, "%s: %w", cmd.CommandPath(), err).WithNext("%s --help", cmd.CommandPath())
 	})
-	root.AddCommand(
+	holdCommands(root,
 		newServer(a), newNode(a), newWorkspace(a), newMCP(a), newDoctor(a), newNodeAgent(a),
 	)
 	return root
@@ -240,22 +240,25 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 
 // group is a command that only holds others.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   use,
-		Short: short,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			e := api.Errorf(api.InvalidArgument, "%s: there is no command %q", cmd.CommandPath(), args[0])
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				return e.WithNext("%s %s", cmd.CommandPath(), near[0])
-			}
-			return e.WithNext("%s --help", cmd.CommandPath())
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	cmd := &cobra.Command{Use: use, Short: short}
+	holdCommands(cmd, commands...)
+	return cmd
+}
+
+// holdCommands makes cmd a command that shows its help and names what it takes
+// for an unknown one.
+func holdCommands(cmd *cobra.Command, commands ...*cobra.Command) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		e := api.Errorf(api.InvalidArgument, "%s: there is no command %q", cmd.CommandPath(), args[0])
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			return e.WithNext("%s %s", cmd.CommandPath(), near[0])
+		}
+		return e.WithNext("%s --help", cmd.CommandPath())
 	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.SuggestionsMinimumDistance = 2
 	cmd.AddCommand(commands...)
-	return cmd
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -223,6 +224,9 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 	if stdin || !inTerminal {
 		s.options.Stdin = a.in
 	}
+	if tty && inTerminal {
+		s.options.Stdin = &terminalInput{in: in, session: s}
+	}
 	// A signal to us is one for the command, so it does not end our own call.
 	call, leave := context.WithCancelCause(context.WithoutCancel(ctx))
 	s.leave = leave
@@ -242,12 +246,11 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 	}
 	s.cleanup = append(s.cleanup, func() { _ = term.Restore(int(in.Fd()), old) })
 	// With a terminal Ctrl-C is a byte for the command; a signal is for us alone.
-	stop := context.AfterFunc(ctx, func() {
-		s.leave(api.Errorf(api.Unavailable, "terminal of %s: this program was told to end; process %s goes on", workspace, process).
-			WithNext("vendetta workspace shell %s --attach %s", workspace, process))
-	})
+	stop := context.AfterFunc(ctx, func() { s.abandon("this program was told to end") })
 	s.cleanup = append(s.cleanup, func() { stop() })
-	a.note("process %s; after closing this terminal come back with: vendetta workspace shell %s --attach %s\r", process, workspace, process)
+	s.options.OnStarted = func(*guestv1.Process) {
+		a.note("process %s; after closing this terminal come back with: vendetta workspace shell %s --attach %s\r", process, workspace, process)
+	}
 	s.size = terminalSize(in)
 	resized := make(chan client.Size, 1)
 	resized <- s.size
@@ -255,6 +258,30 @@ func (a *app) openSession(ctx context.Context, workspace, process string, tty, s
 	s.cleanup = append(s.cleanup, watchSize(in, resized))
 	return call, s, nil
 }
+
+// abandon leaves a terminal's command running and says how to come back.
+func (s *session) abandon(why string) {
+	s.leave(api.Errorf(api.Unavailable, "terminal of %s: %s; process %s goes on", s.workspace, why, s.process).
+		WithNext("vendetta workspace shell %s --attach %s", s.workspace, s.process))
+}
+
+// terminalInput reads what is typed. A terminal's end is its window that was
+// closed, and not an end of input for the command: a shell would log out.
+type terminalInput struct {
+	in      *os.File
+	session *session
+}
+
+func (t *terminalInput) Read(p []byte) (int, error) {
+	n, err := t.in.Read(p)
+	if n == 0 && err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.session.abandon("it was closed")
+	}
+	return n, err
+}
+
+// SetReadDeadline interrupts a pending Read where the system can.
+func (t *terminalInput) SetReadDeadline(at time.Time) error { return t.in.SetReadDeadline(at) }
 
 func terminalSize(f *os.File) client.Size {
 	columns, rows, err := term.GetSize(int(f.Fd()))

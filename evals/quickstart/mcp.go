@@ -44,10 +44,10 @@ func (q *quickstart) driveByMCP(ctx context.Context) (err error) {
 	if _, err := q.call(ctx, c, "exec", map[string]any{"workspace": w, "argv": []string{"git", "log", "-1", "--oneline"}}); err != nil {
 		return err
 	}
-	if _, err := q.call(ctx, c, "file_write", map[string]any{"workspace": w, "path": "hello.txt", "content": "written through MCP\n"}); err != nil {
+	if _, err := q.call(ctx, c, "file_write", map[string]any{"workspace": w, "path": demoFile, "content": "written through MCP\n"}); err != nil {
 		return err
 	}
-	read, err := q.call(ctx, c, "file_read", map[string]any{"workspace": w, "path": "hello.txt"})
+	read, err := q.call(ctx, c, "file_read", map[string]any{"workspace": w, "path": demoFile})
 	if err != nil {
 		return err
 	}

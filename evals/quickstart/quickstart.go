@@ -29,7 +29,11 @@ type quickstart struct {
 	made      made
 }
 
-const node = "local"
+const (
+	node = "local"
+	// demoFile is what the demonstration writes in the workspace.
+	demoFile = "hello.txt"
+)
 
 func newQuickstart(program, workspace string, out io.Writer) (*quickstart, error) {
 	path, err := filepath.Abs(program)
@@ -213,7 +217,7 @@ func (q *quickstart) explain() {
 What there is now:
   a coordination server   %s (a unix socket only you can open)
   the node "%s"        this machine
-  the workspace "%s"   your checkout, isolated: vendetta workspace shell %s
+  the workspace "%s"   your checkout, isolated: %s workspace shell %s
 
 Give it to your AI client:
   Claude Code   claude mcp add vendetta -- %s mcp
@@ -225,7 +229,7 @@ Add a machine of yours:
 
 Stop and remove what this made:
   make quickstart-down`,
-		filepath.Join(q.stateDir, "server", "server.sock"), node, q.workspace, q.workspace, q.program, q.program, q.program)
+		filepath.Join(q.stateDir, "server", "server.sock"), node, q.workspace, q.program, q.workspace, q.program, q.program, q.program)
 }
 
 // down removes what an earlier up recorded, in the opposite order. What others
@@ -237,7 +241,11 @@ func (q *quickstart) down(ctx context.Context) error {
 	}
 	if q.made.Workspace != "" {
 		if _, there := q.quietly(ctx, "workspace", "status", q.made.Workspace); there {
-			if _, err := q.vendetta(ctx, "workspace", "rm", q.made.Workspace, "--force"); err != nil {
+			// Only the demonstration's own file goes unasked; rm keeps a workspace
+			// in which somebody has worked since.
+			q.quietly(ctx, "workspace", "exec", q.made.Workspace, "--", "rm", "-f", demoFile)
+			if _, err := q.vendetta(ctx, "workspace", "rm", q.made.Workspace); err != nil {
+				q.say("the workspace %s stays; to remove it with that work: %s workspace rm %s --force", q.made.Workspace, q.program, q.made.Workspace)
 				return err
 			}
 		}

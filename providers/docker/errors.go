@@ -62,7 +62,7 @@ func (p *Provider) unreachable(err error) (reason, fix string) {
 			"sudo usermod -aG docker $USER, then log in again and restart the node agent"
 	case errors.Is(err, fs.ErrNotExist), client.IsErrConnectionFailed(err):
 		return fmt.Sprintf("docker is not running at %s", host),
-			"sudo systemctl start docker (not installed? sudo apt-get install docker.io)"
+			"sudo systemctl start docker || sudo apt-get install docker.io"
 	}
 	return "", ""
 }
