@@ -148,3 +148,15 @@ func TestForeignFiltersLeavesTheUsersOwn(t *testing.T) {
 		t.Errorf("settings = %q", said)
 	}
 }
+
+// A repository that claims a folder above it as its work tree would have that
+// folder's files sent.
+func TestPackRefusesAForeignWorkTree(t *testing.T) {
+	t.Parallel()
+	dir := repositoryOnDisk(t)
+	userGit(t, dir, "config", "core.worktree", filepath.Dir(dir))
+	_, err := Pack(t.Context(), dir, false)
+	if e := api.From(err); e == nil || e.Code != api.FailedPrecondition || !strings.Contains(e.Next, "core.worktree") {
+		t.Fatalf("got %v", err)
+	}
+}

@@ -41,6 +41,9 @@ func open(ctx context.Context, dir string) (*repository, error) {
 	if r.dir, err = (git{dir: abs}).line(ctx, "rev-parse", "--show-toplevel"); err != nil {
 		return nil, err
 	}
+	if err := ownTree(ctx, abs, r.dir); err != nil {
+		return nil, err
+	}
 	if r.settings, err = r.foreignFilters(ctx); err != nil {
 		return nil, err
 	}
@@ -56,6 +59,21 @@ func open(ctx context.Context, dir string) (*repository, error) {
 			WithNext("check a branch out: git -C %s switch BRANCH", r.dir)
 	}
 	return r, ctx.Err()
+}
+
+// ownTree refuses a repository whose config (core.worktree) claims a folder that
+// is another's or nobody's: what would be sent then is not what the user named.
+func ownTree(ctx context.Context, dir, top string) error {
+	named, err := git{dir: dir}.line(ctx, "rev-parse", "--absolute-git-dir")
+	if err != nil {
+		return err
+	}
+	found, err := git{dir: top}.line(ctx, "rev-parse", "--absolute-git-dir")
+	if err == nil && found == named {
+		return nil
+	}
+	return api.Errorf(api.FailedPrecondition, "read the repository: %s says that its work tree is %s, which does not belong to it", named, top).
+		WithNext("look at core.worktree in %s/config, and unset it if you did not set it", named)
 }
 
 // cloneTo fills dir/.git with a clone that needs nothing else: its own objects,
