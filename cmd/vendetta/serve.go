@@ -39,11 +39,12 @@ func (a *app) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return api.Errorf(api.FailedPrecondition, "start the server: %w", err)
 	}
-	self, err := user.Current()
-	if err != nil {
-		return api.Errorf(api.FailedPrecondition, "start the server: %w", err)
+	// The name counts only where neither the address nor ~/.ssh/config has a user.
+	name := a.getenv("USER")
+	if self, err := user.Current(); err == nil {
+		name = self.Username
 	}
-	reach := &nodeReach{app: a, key: key, home: home, localUser: self.Username, log: log}
+	reach := &nodeReach{app: a, key: key, home: home, localUser: name, log: log}
 	defer reach.close()
 	domain, err := coordination.New(ctx, coordination.Options{
 		Store: records, Dialer: reach, Installer: reach, Version: api.Version, StateDir: a.stateDir,
