@@ -62,6 +62,7 @@ type instance struct {
 type run struct {
 	stop     context.CancelFunc
 	ended    chan struct{}           // closed when the guest has returned or was given up
+	returned chan struct{}           // closed when the guest has returned
 	finish   sync.Once               // closes ended
 	dialled  chan struct{}           // gets a token when pending has grown
 	pending  []net.Conn              // dialled, not handed out
@@ -96,7 +97,7 @@ func (m *Machine) volume(workspace string) string { return filepath.Join(m.dir, 
 func (m *Machine) begin(ctx context.Context, i *instance) {
 	// A guest belongs to the machine: it goes on when the caller is gone.
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	r := &run{stop: stop, ended: make(chan struct{}), dialled: make(chan struct{}, 1)}
+	r := &run{stop: stop, ended: make(chan struct{}), returned: make(chan struct{}), dialled: make(chan struct{}, 1)}
 	i.run, i.state, i.message, i.started = r, providers.StateRunning, "", time.Now()
 	home := Home{
 		Workspace: i.spec.Workspace,
@@ -106,6 +107,7 @@ func (m *Machine) begin(ctx context.Context, i *instance) {
 		Dial:      func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, r) },
 	}
 	m.guests.Go(func() {
+		defer close(r.returned)
 		m.guest(ctx, home)
 		m.end(i, r, "ended by itself")
 	})

@@ -157,6 +157,9 @@ func (p *Provider) Stop(ctx context.Context, workspace string, grace time.Durati
 	return nil
 }
 
+// killPatience is how long a killed guest may take to return.
+const killPatience = 3 * time.Second
+
 // Destroy implements providers.Provider.
 func (p *Provider) Destroy(ctx context.Context, workspace string, removeVolume bool) error {
 	m := p.machine
@@ -165,11 +168,26 @@ func (p *Provider) Destroy(ctx context.Context, workspace string, removeVolume b
 	}
 	m.mu.Lock()
 	owner, there := m.volumes[workspace]
+	var last *run
+	if i := m.instances[workspace]; i != nil {
+		last = i.run
+	}
 	m.mu.Unlock()
 	if !there || owner != p.options.ServerID {
 		return nil // not there, for this server
 	}
 	m.Kill(workspace)
+	if last != nil {
+		// A guest here is a goroutine, which cannot be killed: it may still write
+		// into its volume until it has noticed.
+		patience := time.NewTimer(killPatience)
+		defer patience.Stop()
+		select {
+		case <-last.returned:
+		case <-patience.C:
+		case <-ctx.Done():
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.instances, workspace)
