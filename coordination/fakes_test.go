@@ -31,6 +31,8 @@ import (
 // fakeAgent is a node agent in memory: a journal, real HTTP/2, no instances. It
 // may be killed and started again, and keeps its journal over that.
 type fakeAgent struct {
+	nodeagentv1connect.UnimplementedNodeAgentServiceHandler
+
 	mu       sync.Mutex
 	alive    bool
 	mute     bool // takes streams and says nothing

@@ -12,6 +12,8 @@ var (
 	ErrImage = errors.New("image not available")
 	// ErrUnusable: the backend is missing, stopped or refuses us.
 	ErrUnusable = errors.New("provider not usable")
+	// ErrUnsupported: this provider, or this machine, cannot do that.
+	ErrUnsupported = errors.New("not supported")
 	// ErrExhausted: disk, memory or another limit of the machine was hit.
 	ErrExhausted = errors.New("resources exhausted")
 )

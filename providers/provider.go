@@ -40,18 +40,18 @@ type Provider interface {
 	// error no instance exists, or List shows it.
 	Create(ctx context.Context, spec Spec) (Instance, error)
 
-	// Start runs the guest. A running instance is success. ErrNotFound when there
-	// is no instance.
+	// Start runs the guest; a paused instance is resumed. A running instance is
+	// success. ErrNotFound when there is no instance.
 	Start(ctx context.Context, workspace string) error
 
-	// Stop asks the guest to end (SIGTERM) and kills it after grace. A stopped
-	// instance is success; ErrNotFound when there is none.
+	// Stop asks the guest to end (SIGTERM) and kills it after grace; a paused one
+	// too. A stopped instance is success; ErrNotFound when there is none.
 	Stop(ctx context.Context, workspace string, grace time.Duration) error
 
 	// Destroy kills and removes the instance, its network and its records; with
-	// removeVolume also /workspace and the guest's state. An absent instance is
-	// success, and the volume is then still removed when asked for. After an
-	// error a repeat goes on where it ended.
+	// removeVolume also /workspace, the guest's state and the workspace's
+	// snapshots. An absent instance is success, and the volume is then still
+	// removed when asked for. After an error a repeat goes on where it ended.
 	Destroy(ctx context.Context, workspace string, removeVolume bool) error
 
 	// Inspect returns the instance as it is now, ErrNotFound when there is none.
@@ -78,11 +78,21 @@ type Spec struct {
 	Name string
 	// Generation is recorded in the label vendetta.generation.
 	Generation int64
-	// Image is the user's reference. A provider without images refuses one
-	// that is not empty.
-	Image     string
-	Resources Resources
-	Network   Network
+	// Image is the user's reference. Empty means the provider's default, which
+	// for native is the machine's own system.
+	Image string
+	// Digest is what Image meant when the workspace was first made, as Instance
+	// told it; empty the first time. Where it is set it is what counts, so that a
+	// workspace that comes back has the image it had.
+	Digest string
+	// Checksum, sha256:HEX or sha512:HEX, is what a disk image that is fetched by
+	// its address must have.
+	Checksum string
+	// Privileged wants an instance whose root is the machine's root, where the
+	// provider has such (lxc). The others refuse it.
+	Privileged bool
+	Resources  Resources
+	Network    Network
 }
 
 // Resources bound an instance. Zero means the provider's default, which its
@@ -94,6 +104,9 @@ type Resources struct {
 	MemoryBytes int64
 	// PIDs is the most processes and threads.
 	PIDs int64
+	// DiskBytes bounds what the instance writes, /workspace included. A provider
+	// that cannot hold an instance to it refuses it with ErrUnsupported.
+	DiskBytes int64
 }
 
 // Network says what an instance reaches.
@@ -117,6 +130,8 @@ type State string
 const (
 	StateStopped State = "stopped"
 	StateRunning State = "running"
+	// StatePaused keeps its processes and memory and gets no processor time.
+	StatePaused State = "paused"
 	// StateBroken is half-made or damaged: only Destroy helps.
 	StateBroken State = "broken"
 )
@@ -132,6 +147,12 @@ type Instance struct {
 	// Message says why it is broken or how it ended.
 	Message   string
 	StartedAt time.Time
+	// Digest is what the spec's image was resolved to, for Spec.Digest; empty
+	// where there is no image.
+	Digest string
+	// Boot is how long the guest may take to answer after a start; 0 where it is
+	// the instance's first process and answers at once.
+	Boot time.Duration
 }
 
 // Status is what a probe found.

@@ -65,7 +65,7 @@ func New(t testing.TB) *Server {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(vendettav1connect.NewNodeServiceHandler(nodes{server: s}))
-	mux.Handle(vendettav1connect.NewWorkspaceServiceHandler(workspaces{s}))
+	mux.Handle(vendettav1connect.NewWorkspaceServiceHandler(workspaces{s: s}))
 	mux.Handle(vendettav1connect.NewOperationServiceHandler(operations{server: s}))
 	mux.HandleFunc("/workspaces/{name}/guest/", s.toGuest)
 	s.handler = mux

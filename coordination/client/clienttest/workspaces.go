@@ -127,7 +127,11 @@ func noWorkspace(name string) error {
 	return api.ToConnect(api.Errorf(api.NotFound, "workspace %s: there is none of that name", name).WithNext("see which there are: vendetta workspace list"))
 }
 
-type workspaces struct{ s *Server }
+type workspaces struct {
+	vendettav1connect.UnimplementedWorkspaceServiceHandler
+
+	s *Server
+}
 
 func (h workspaces) CreateWorkspace(_ context.Context, r *vendettav1.CreateWorkspaceRequest) (*vendettav1.ChangeResponse, error) {
 	h.s.Lock()

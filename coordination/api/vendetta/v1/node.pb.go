@@ -97,7 +97,8 @@ type Node struct {
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	LastHeartbeat *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_heartbeat,json=lastHeartbeat,proto3" json:"last_heartbeat,omitempty"`
 	// Workspaces placed on this node.
-	Workspaces    int32 `protobuf:"varint,11,opt,name=workspaces,proto3" json:"workspaces,omitempty"`
+	Workspaces    int32     `protobuf:"varint,11,opt,name=workspaces,proto3" json:"workspaces,omitempty"`
+	Spares        []*Spares `protobuf:"bytes,12,rep,name=spares,proto3" json:"spares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -209,6 +210,93 @@ func (x *Node) GetWorkspaces() int32 {
 	return 0
 }
 
+func (x *Node) GetSpares() []*Spares {
+	if x != nil {
+		return x.Spares
+	}
+	return nil
+}
+
+// Spares are workspaces that run without a name until a create takes one.
+type Spares struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Provider string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Image    string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// How many there should be.
+	Count int32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// How many run now.
+	Ready int32 `protobuf:"varint,4,opt,name=ready,proto3" json:"ready,omitempty"`
+	// Why there are fewer, for a person.
+	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spares) Reset() {
+	*x = Spares{}
+	mi := &file_vendetta_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spares) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spares) ProtoMessage() {}
+
+func (x *Spares) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spares.ProtoReflect.Descriptor instead.
+func (*Spares) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Spares) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Spares) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Spares) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Spares) GetReady() int32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *Spares) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // NodeAddress is how the server reaches a node.
 type NodeAddress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -232,7 +320,7 @@ type NodeAddress struct {
 
 func (x *NodeAddress) Reset() {
 	*x = NodeAddress{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[1]
+	mi := &file_vendetta_v1_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +332,7 @@ func (x *NodeAddress) String() string {
 func (*NodeAddress) ProtoMessage() {}
 
 func (x *NodeAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[1]
+	mi := &file_vendetta_v1_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +345,7 @@ func (x *NodeAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeAddress.ProtoReflect.Descriptor instead.
 func (*NodeAddress) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *NodeAddress) GetLocal() bool {
@@ -330,13 +418,14 @@ type NodeReport struct {
 	AgentStartedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=agent_started_at,json=agentStartedAt,proto3" json:"agent_started_at,omitempty"`
 	Capacity       *Capacity              `protobuf:"bytes,9,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Providers      []*ProviderStatus      `protobuf:"bytes,10,rep,name=providers,proto3" json:"providers,omitempty"`
+	Orphans        []*Orphan              `protobuf:"bytes,11,rep,name=orphans,proto3" json:"orphans,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[2]
+	mi := &file_vendetta_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +437,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[2]
+	mi := &file_vendetta_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +450,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeReport) GetHostname() string {
@@ -434,6 +523,91 @@ func (x *NodeReport) GetProviders() []*ProviderStatus {
 	return nil
 }
 
+func (x *NodeReport) GetOrphans() []*Orphan {
+	if x != nil {
+		return x.Orphans
+	}
+	return nil
+}
+
+// Orphan is an instance with the server's label that no workspace knows.
+type Orphan struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Provider    string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	WorkspaceId string                 `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	Instance    string                 `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	FoundAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=found_at,json=foundAt,proto3" json:"found_at,omitempty"`
+	// When it is removed if nothing changes.
+	RemoveAt      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=remove_at,json=removeAt,proto3" json:"remove_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Orphan) Reset() {
+	*x = Orphan{}
+	mi := &file_vendetta_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Orphan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Orphan) ProtoMessage() {}
+
+func (x *Orphan) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
+func (*Orphan) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Orphan) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Orphan) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *Orphan) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Orphan) GetFoundAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FoundAt
+	}
+	return nil
+}
+
+func (x *Orphan) GetRemoveAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveAt
+	}
+	return nil
+}
+
 type Capacity struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Cpus            int32                  `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -448,7 +622,7 @@ type Capacity struct {
 
 func (x *Capacity) Reset() {
 	*x = Capacity{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[3]
+	mi := &file_vendetta_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +634,7 @@ func (x *Capacity) String() string {
 func (*Capacity) ProtoMessage() {}
 
 func (x *Capacity) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[3]
+	mi := &file_vendetta_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +647,7 @@ func (x *Capacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
 func (*Capacity) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Capacity) GetCpus() int32 {
@@ -536,7 +710,7 @@ type ProviderStatus struct {
 
 func (x *ProviderStatus) Reset() {
 	*x = ProviderStatus{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[4]
+	mi := &file_vendetta_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +722,7 @@ func (x *ProviderStatus) String() string {
 func (*ProviderStatus) ProtoMessage() {}
 
 func (x *ProviderStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[4]
+	mi := &file_vendetta_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +735,7 @@ func (x *ProviderStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProviderStatus.ProtoReflect.Descriptor instead.
 func (*ProviderStatus) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProviderStatus) GetName() string {
@@ -623,7 +797,7 @@ type HostKey struct {
 
 func (x *HostKey) Reset() {
 	*x = HostKey{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[5]
+	mi := &file_vendetta_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +809,7 @@ func (x *HostKey) String() string {
 func (*HostKey) ProtoMessage() {}
 
 func (x *HostKey) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[5]
+	mi := &file_vendetta_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +822,7 @@ func (x *HostKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostKey.ProtoReflect.Descriptor instead.
 func (*HostKey) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HostKey) GetHost() string {
@@ -701,7 +875,7 @@ type Login struct {
 
 func (x *Login) Reset() {
 	*x = Login{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[6]
+	mi := &file_vendetta_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +887,7 @@ func (x *Login) String() string {
 func (*Login) ProtoMessage() {}
 
 func (x *Login) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[6]
+	mi := &file_vendetta_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +900,7 @@ func (x *Login) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Login.ProtoReflect.Descriptor instead.
 func (*Login) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Login) GetAgentSocket() string {
@@ -762,7 +936,7 @@ type ProbeNodeRequest struct {
 
 func (x *ProbeNodeRequest) Reset() {
 	*x = ProbeNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[7]
+	mi := &file_vendetta_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +948,7 @@ func (x *ProbeNodeRequest) String() string {
 func (*ProbeNodeRequest) ProtoMessage() {}
 
 func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[7]
+	mi := &file_vendetta_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +961,7 @@ func (x *ProbeNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeNodeRequest.ProtoReflect.Descriptor instead.
 func (*ProbeNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProbeNodeRequest) GetAddress() *NodeAddress {
@@ -822,7 +996,7 @@ type ProbeNodeResponse struct {
 
 func (x *ProbeNodeResponse) Reset() {
 	*x = ProbeNodeResponse{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[8]
+	mi := &file_vendetta_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1008,7 @@ func (x *ProbeNodeResponse) String() string {
 func (*ProbeNodeResponse) ProtoMessage() {}
 
 func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[8]
+	mi := &file_vendetta_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1021,7 @@ func (x *ProbeNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeNodeResponse.ProtoReflect.Descriptor instead.
 func (*ProbeNodeResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProbeNodeResponse) GetHostKeys() []*HostKey {
@@ -872,7 +1046,7 @@ type AddNodeRequest struct {
 
 func (x *AddNodeRequest) Reset() {
 	*x = AddNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[9]
+	mi := &file_vendetta_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1058,7 @@ func (x *AddNodeRequest) String() string {
 func (*AddNodeRequest) ProtoMessage() {}
 
 func (x *AddNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[9]
+	mi := &file_vendetta_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1071,7 @@ func (x *AddNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNodeRequest.ProtoReflect.Descriptor instead.
 func (*AddNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AddNodeRequest) GetName() string {
@@ -951,7 +1125,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[10]
+	mi := &file_vendetta_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1137,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[10]
+	mi := &file_vendetta_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1150,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetNodeRequest) GetName() string {
@@ -994,7 +1168,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[11]
+	mi := &file_vendetta_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1180,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[11]
+	mi := &file_vendetta_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1193,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 type ListNodesResponse struct {
@@ -1031,7 +1205,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[12]
+	mi := &file_vendetta_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1217,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[12]
+	mi := &file_vendetta_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1230,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1077,7 +1251,7 @@ type LabelNodeRequest struct {
 
 func (x *LabelNodeRequest) Reset() {
 	*x = LabelNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[13]
+	mi := &file_vendetta_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1263,7 @@ func (x *LabelNodeRequest) String() string {
 func (*LabelNodeRequest) ProtoMessage() {}
 
 func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[13]
+	mi := &file_vendetta_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1276,7 @@ func (x *LabelNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelNodeRequest.ProtoReflect.Descriptor instead.
 func (*LabelNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LabelNodeRequest) GetName() string {
@@ -1137,7 +1311,7 @@ type DrainNodeRequest struct {
 
 func (x *DrainNodeRequest) Reset() {
 	*x = DrainNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[14]
+	mi := &file_vendetta_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1323,7 @@ func (x *DrainNodeRequest) String() string {
 func (*DrainNodeRequest) ProtoMessage() {}
 
 func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[14]
+	mi := &file_vendetta_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1336,7 @@ func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
 func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DrainNodeRequest) GetName() string {
@@ -1190,7 +1364,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[15]
+	mi := &file_vendetta_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1376,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[15]
+	mi := &file_vendetta_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1389,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -1242,7 +1416,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[16]
+	mi := &file_vendetta_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1428,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[16]
+	mi := &file_vendetta_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1441,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveNodeResponse) GetMessage() string {
@@ -1275,6 +1449,75 @@ func (x *RemoveNodeResponse) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+type SetSparesRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Node     string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Provider string                 `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	Image    string                 `protobuf:"bytes,3,opt,name=image,proto3" json:"image,omitempty"`
+	// 0 removes them.
+	Count         int32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSparesRequest) Reset() {
+	*x = SetSparesRequest{}
+	mi := &file_vendetta_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSparesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSparesRequest) ProtoMessage() {}
+
+func (x *SetSparesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSparesRequest.ProtoReflect.Descriptor instead.
+func (*SetSparesRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetSparesRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SetSparesRequest) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *SetSparesRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *SetSparesRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
 }
 
 type TestNodeRequest struct {
@@ -1286,7 +1529,7 @@ type TestNodeRequest struct {
 
 func (x *TestNodeRequest) Reset() {
 	*x = TestNodeRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[17]
+	mi := &file_vendetta_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1541,7 @@ func (x *TestNodeRequest) String() string {
 func (*TestNodeRequest) ProtoMessage() {}
 
 func (x *TestNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[17]
+	mi := &file_vendetta_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1554,7 @@ func (x *TestNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestNodeRequest.ProtoReflect.Descriptor instead.
 func (*TestNodeRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TestNodeRequest) GetName() string {
@@ -1330,7 +1573,7 @@ type TestNodeResponse struct {
 
 func (x *TestNodeResponse) Reset() {
 	*x = TestNodeResponse{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[18]
+	mi := &file_vendetta_v1_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1585,7 @@ func (x *TestNodeResponse) String() string {
 func (*TestNodeResponse) ProtoMessage() {}
 
 func (x *TestNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[18]
+	mi := &file_vendetta_v1_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1598,7 @@ func (x *TestNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestNodeResponse.ProtoReflect.Descriptor instead.
 func (*TestNodeResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TestNodeResponse) GetChecks() []*NodeCheck {
@@ -1379,7 +1622,7 @@ type NodeCheck struct {
 
 func (x *NodeCheck) Reset() {
 	*x = NodeCheck{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[19]
+	mi := &file_vendetta_v1_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1634,7 @@ func (x *NodeCheck) String() string {
 func (*NodeCheck) ProtoMessage() {}
 
 func (x *NodeCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[19]
+	mi := &file_vendetta_v1_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1647,7 @@ func (x *NodeCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCheck.ProtoReflect.Descriptor instead.
 func (*NodeCheck) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{19}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeCheck) GetName() string {
@@ -1454,7 +1697,7 @@ type NodeLogsRequest struct {
 
 func (x *NodeLogsRequest) Reset() {
 	*x = NodeLogsRequest{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[20]
+	mi := &file_vendetta_v1_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1709,7 @@ func (x *NodeLogsRequest) String() string {
 func (*NodeLogsRequest) ProtoMessage() {}
 
 func (x *NodeLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[20]
+	mi := &file_vendetta_v1_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1722,7 @@ func (x *NodeLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLogsRequest.ProtoReflect.Descriptor instead.
 func (*NodeLogsRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{20}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeLogsRequest) GetName() string {
@@ -1512,7 +1755,7 @@ type NodeLogsResponse struct {
 
 func (x *NodeLogsResponse) Reset() {
 	*x = NodeLogsResponse{}
-	mi := &file_vendetta_v1_node_proto_msgTypes[21]
+	mi := &file_vendetta_v1_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1767,7 @@ func (x *NodeLogsResponse) String() string {
 func (*NodeLogsResponse) ProtoMessage() {}
 
 func (x *NodeLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_node_proto_msgTypes[21]
+	mi := &file_vendetta_v1_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1780,7 @@ func (x *NodeLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLogsResponse.ProtoReflect.Descriptor instead.
 func (*NodeLogsResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{21}
+	return file_vendetta_v1_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeLogsResponse) GetData() []byte {
@@ -1551,7 +1794,7 @@ var File_vendetta_v1_node_proto protoreflect.FileDescriptor
 
 const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16vendetta/v1/node.proto\x12\vvendetta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19vendetta/v1/options.proto\"\x83\x04\n" +
+	"\x16vendetta/v1/node.proto\x12\vvendetta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19vendetta/v1/options.proto\"\xb0\x04\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12,\n" +
@@ -1567,10 +1810,17 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\rlastHeartbeat\x12\x1e\n" +
 	"\n" +
 	"workspaces\x18\v \x01(\x05R\n" +
-	"workspaces\x1a9\n" +
+	"workspaces\x12+\n" +
+	"\x06spares\x18\f \x03(\v2\x13.vendetta.v1.SparesR\x06spares\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\x06Spares\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x05R\x05count\x12\x14\n" +
+	"\x05ready\x18\x04 \x01(\x05R\x05ready\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xc1\x01\n" +
 	"\vNodeAddress\x12\x14\n" +
 	"\x05local\x18\x01 \x01(\bR\x05local\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -1579,7 +1829,7 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\x04jump\x18\x05 \x03(\tR\x04jump\x12\x16\n" +
 	"\x06socket\x18\x06 \x01(\tR\x06socket\x12\x18\n" +
 	"\aprogram\x18\a \x01(\tR\aprogram\x12\x1a\n" +
-	"\bidentity\x18\b \x01(\tR\bidentity\"\xf2\x02\n" +
+	"\bidentity\x18\b \x01(\tR\bidentity\"\xa1\x03\n" +
 	"\n" +
 	"NodeReport\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
@@ -1592,7 +1842,14 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\x10agent_started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0eagentStartedAt\x121\n" +
 	"\bcapacity\x18\t \x01(\v2\x15.vendetta.v1.CapacityR\bcapacity\x129\n" +
 	"\tproviders\x18\n" +
-	" \x03(\v2\x1b.vendetta.v1.ProviderStatusR\tproviders\"\xca\x01\n" +
+	" \x03(\v2\x1b.vendetta.v1.ProviderStatusR\tproviders\x12-\n" +
+	"\aorphans\x18\v \x03(\v2\x13.vendetta.v1.OrphanR\aorphans\"\xd3\x01\n" +
+	"\x06Orphan\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12!\n" +
+	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x125\n" +
+	"\bfound_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\afoundAt\x127\n" +
+	"\tremove_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bremoveAt\"\xca\x01\n" +
 	"\bCapacity\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\x05R\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12*\n" +
@@ -1655,7 +1912,12 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\".\n" +
 	"\x12RemoveNodeResponse\x12\x18\n" +
-	"\amessage\x18\x01 \x01(\tR\amessage\"%\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\"n\n" +
+	"\x10SetSparesRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x12\x14\n" +
+	"\x05image\x18\x03 \x01(\tR\x05image\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x05R\x05count\"%\n" +
 	"\x0fTestNodeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"B\n" +
 	"\x10TestNodeResponse\x12.\n" +
@@ -1678,7 +1940,7 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\x10NODE_STATE_READY\x10\x02\x12\x17\n" +
 	"\x13NODE_STATE_DRAINING\x10\x03\x12\x13\n" +
 	"\x0fNODE_STATE_LOST\x10\x04\x12\x16\n" +
-	"\x12NODE_STATE_REMOVED\x10\x052\xeb\x05\n" +
+	"\x12NODE_STATE_REMOVED\x10\x052\xd6\x06\n" +
 	"\vNodeService\x12P\n" +
 	"\tProbeNode\x12\x1d.vendetta.v1.ProbeNodeRequest\x1a\x1e.vendetta.v1.ProbeNodeResponse\"\x04\x88\xb5\x18\x03\x12`\n" +
 	"\aAddNode\x12\x1b.vendetta.v1.AddNodeRequest\x1a\x11.vendetta.v1.Node\"%\x88\xb5\x18\x03\x92\xb5\x18\x04name\x92\xb5\x18\x15accepted_fingerprints\x12?\n" +
@@ -1687,7 +1949,8 @@ const file_vendetta_v1_node_proto_rawDesc = "" +
 	"\tLabelNode\x12\x1d.vendetta.v1.LabelNodeRequest\x1a\x11.vendetta.v1.Node\"\f\x88\xb5\x18\x03\x92\xb5\x18\x04name\x12K\n" +
 	"\tDrainNode\x12\x1d.vendetta.v1.DrainNodeRequest\x1a\x11.vendetta.v1.Node\"\f\x88\xb5\x18\x03\x92\xb5\x18\x04name\x12[\n" +
 	"\n" +
-	"RemoveNode\x12\x1e.vendetta.v1.RemoveNodeRequest\x1a\x1f.vendetta.v1.RemoveNodeResponse\"\f\x88\xb5\x18\x03\x92\xb5\x18\x04name\x12M\n" +
+	"RemoveNode\x12\x1e.vendetta.v1.RemoveNodeRequest\x1a\x1f.vendetta.v1.RemoveNodeResponse\"\f\x88\xb5\x18\x03\x92\xb5\x18\x04name\x12i\n" +
+	"\tSetSpares\x12\x1d.vendetta.v1.SetSparesRequest\x1a\x11.vendetta.v1.Node\"*\x88\xb5\x18\x03\x92\xb5\x18\x04node\x92\xb5\x18\bprovider\x92\xb5\x18\x05image\x92\xb5\x18\x05count\x12M\n" +
 	"\bTestNode\x12\x1c.vendetta.v1.TestNodeRequest\x1a\x1d.vendetta.v1.TestNodeResponse\"\x04\x88\xb5\x18\x01\x12O\n" +
 	"\bNodeLogs\x12\x1c.vendetta.v1.NodeLogsRequest\x1a\x1d.vendetta.v1.NodeLogsResponse\"\x04\x88\xb5\x18\x010\x01B\xb3\x01\n" +
 	"\x0fcom.vendetta.v1B\tNodeProtoP\x01ZHgithub.com/vendetta-dev/vendetta/coordination/api/vendetta/v1;vendettav1\xa2\x02\x03VXX\xaa\x02\vVendetta.V1\xca\x02\vVendetta\\V1\xe2\x02\x17Vendetta\\V1\\GPBMetadata\xea\x02\fVendetta::V1b\x06proto3"
@@ -1705,78 +1968,87 @@ func file_vendetta_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_vendetta_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vendetta_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_vendetta_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_vendetta_v1_node_proto_goTypes = []any{
 	(NodeState)(0),                // 0: vendetta.v1.NodeState
 	(*Node)(nil),                  // 1: vendetta.v1.Node
-	(*NodeAddress)(nil),           // 2: vendetta.v1.NodeAddress
-	(*NodeReport)(nil),            // 3: vendetta.v1.NodeReport
-	(*Capacity)(nil),              // 4: vendetta.v1.Capacity
-	(*ProviderStatus)(nil),        // 5: vendetta.v1.ProviderStatus
-	(*HostKey)(nil),               // 6: vendetta.v1.HostKey
-	(*Login)(nil),                 // 7: vendetta.v1.Login
-	(*ProbeNodeRequest)(nil),      // 8: vendetta.v1.ProbeNodeRequest
-	(*ProbeNodeResponse)(nil),     // 9: vendetta.v1.ProbeNodeResponse
-	(*AddNodeRequest)(nil),        // 10: vendetta.v1.AddNodeRequest
-	(*GetNodeRequest)(nil),        // 11: vendetta.v1.GetNodeRequest
-	(*ListNodesRequest)(nil),      // 12: vendetta.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 13: vendetta.v1.ListNodesResponse
-	(*LabelNodeRequest)(nil),      // 14: vendetta.v1.LabelNodeRequest
-	(*DrainNodeRequest)(nil),      // 15: vendetta.v1.DrainNodeRequest
-	(*RemoveNodeRequest)(nil),     // 16: vendetta.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),    // 17: vendetta.v1.RemoveNodeResponse
-	(*TestNodeRequest)(nil),       // 18: vendetta.v1.TestNodeRequest
-	(*TestNodeResponse)(nil),      // 19: vendetta.v1.TestNodeResponse
-	(*NodeCheck)(nil),             // 20: vendetta.v1.NodeCheck
-	(*NodeLogsRequest)(nil),       // 21: vendetta.v1.NodeLogsRequest
-	(*NodeLogsResponse)(nil),      // 22: vendetta.v1.NodeLogsResponse
-	nil,                           // 23: vendetta.v1.Node.LabelsEntry
-	nil,                           // 24: vendetta.v1.AddNodeRequest.LabelsEntry
-	nil,                           // 25: vendetta.v1.LabelNodeRequest.SetEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*Spares)(nil),                // 2: vendetta.v1.Spares
+	(*NodeAddress)(nil),           // 3: vendetta.v1.NodeAddress
+	(*NodeReport)(nil),            // 4: vendetta.v1.NodeReport
+	(*Orphan)(nil),                // 5: vendetta.v1.Orphan
+	(*Capacity)(nil),              // 6: vendetta.v1.Capacity
+	(*ProviderStatus)(nil),        // 7: vendetta.v1.ProviderStatus
+	(*HostKey)(nil),               // 8: vendetta.v1.HostKey
+	(*Login)(nil),                 // 9: vendetta.v1.Login
+	(*ProbeNodeRequest)(nil),      // 10: vendetta.v1.ProbeNodeRequest
+	(*ProbeNodeResponse)(nil),     // 11: vendetta.v1.ProbeNodeResponse
+	(*AddNodeRequest)(nil),        // 12: vendetta.v1.AddNodeRequest
+	(*GetNodeRequest)(nil),        // 13: vendetta.v1.GetNodeRequest
+	(*ListNodesRequest)(nil),      // 14: vendetta.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 15: vendetta.v1.ListNodesResponse
+	(*LabelNodeRequest)(nil),      // 16: vendetta.v1.LabelNodeRequest
+	(*DrainNodeRequest)(nil),      // 17: vendetta.v1.DrainNodeRequest
+	(*RemoveNodeRequest)(nil),     // 18: vendetta.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),    // 19: vendetta.v1.RemoveNodeResponse
+	(*SetSparesRequest)(nil),      // 20: vendetta.v1.SetSparesRequest
+	(*TestNodeRequest)(nil),       // 21: vendetta.v1.TestNodeRequest
+	(*TestNodeResponse)(nil),      // 22: vendetta.v1.TestNodeResponse
+	(*NodeCheck)(nil),             // 23: vendetta.v1.NodeCheck
+	(*NodeLogsRequest)(nil),       // 24: vendetta.v1.NodeLogsRequest
+	(*NodeLogsResponse)(nil),      // 25: vendetta.v1.NodeLogsResponse
+	nil,                           // 26: vendetta.v1.Node.LabelsEntry
+	nil,                           // 27: vendetta.v1.AddNodeRequest.LabelsEntry
+	nil,                           // 28: vendetta.v1.LabelNodeRequest.SetEntry
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_vendetta_v1_node_proto_depIdxs = []int32{
 	0,  // 0: vendetta.v1.Node.state:type_name -> vendetta.v1.NodeState
-	2,  // 1: vendetta.v1.Node.address:type_name -> vendetta.v1.NodeAddress
-	23, // 2: vendetta.v1.Node.labels:type_name -> vendetta.v1.Node.LabelsEntry
-	3,  // 3: vendetta.v1.Node.report:type_name -> vendetta.v1.NodeReport
-	26, // 4: vendetta.v1.Node.created_at:type_name -> google.protobuf.Timestamp
-	26, // 5: vendetta.v1.Node.last_heartbeat:type_name -> google.protobuf.Timestamp
-	26, // 6: vendetta.v1.NodeReport.agent_started_at:type_name -> google.protobuf.Timestamp
-	4,  // 7: vendetta.v1.NodeReport.capacity:type_name -> vendetta.v1.Capacity
-	5,  // 8: vendetta.v1.NodeReport.providers:type_name -> vendetta.v1.ProviderStatus
-	2,  // 9: vendetta.v1.ProbeNodeRequest.address:type_name -> vendetta.v1.NodeAddress
-	7,  // 10: vendetta.v1.ProbeNodeRequest.login:type_name -> vendetta.v1.Login
-	6,  // 11: vendetta.v1.ProbeNodeResponse.host_keys:type_name -> vendetta.v1.HostKey
-	2,  // 12: vendetta.v1.AddNodeRequest.address:type_name -> vendetta.v1.NodeAddress
-	7,  // 13: vendetta.v1.AddNodeRequest.login:type_name -> vendetta.v1.Login
-	24, // 14: vendetta.v1.AddNodeRequest.labels:type_name -> vendetta.v1.AddNodeRequest.LabelsEntry
-	1,  // 15: vendetta.v1.ListNodesResponse.nodes:type_name -> vendetta.v1.Node
-	25, // 16: vendetta.v1.LabelNodeRequest.set:type_name -> vendetta.v1.LabelNodeRequest.SetEntry
-	20, // 17: vendetta.v1.TestNodeResponse.checks:type_name -> vendetta.v1.NodeCheck
-	8,  // 18: vendetta.v1.NodeService.ProbeNode:input_type -> vendetta.v1.ProbeNodeRequest
-	10, // 19: vendetta.v1.NodeService.AddNode:input_type -> vendetta.v1.AddNodeRequest
-	11, // 20: vendetta.v1.NodeService.GetNode:input_type -> vendetta.v1.GetNodeRequest
-	12, // 21: vendetta.v1.NodeService.ListNodes:input_type -> vendetta.v1.ListNodesRequest
-	14, // 22: vendetta.v1.NodeService.LabelNode:input_type -> vendetta.v1.LabelNodeRequest
-	15, // 23: vendetta.v1.NodeService.DrainNode:input_type -> vendetta.v1.DrainNodeRequest
-	16, // 24: vendetta.v1.NodeService.RemoveNode:input_type -> vendetta.v1.RemoveNodeRequest
-	18, // 25: vendetta.v1.NodeService.TestNode:input_type -> vendetta.v1.TestNodeRequest
-	21, // 26: vendetta.v1.NodeService.NodeLogs:input_type -> vendetta.v1.NodeLogsRequest
-	9,  // 27: vendetta.v1.NodeService.ProbeNode:output_type -> vendetta.v1.ProbeNodeResponse
-	1,  // 28: vendetta.v1.NodeService.AddNode:output_type -> vendetta.v1.Node
-	1,  // 29: vendetta.v1.NodeService.GetNode:output_type -> vendetta.v1.Node
-	13, // 30: vendetta.v1.NodeService.ListNodes:output_type -> vendetta.v1.ListNodesResponse
-	1,  // 31: vendetta.v1.NodeService.LabelNode:output_type -> vendetta.v1.Node
-	1,  // 32: vendetta.v1.NodeService.DrainNode:output_type -> vendetta.v1.Node
-	17, // 33: vendetta.v1.NodeService.RemoveNode:output_type -> vendetta.v1.RemoveNodeResponse
-	19, // 34: vendetta.v1.NodeService.TestNode:output_type -> vendetta.v1.TestNodeResponse
-	22, // 35: vendetta.v1.NodeService.NodeLogs:output_type -> vendetta.v1.NodeLogsResponse
-	27, // [27:36] is the sub-list for method output_type
-	18, // [18:27] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	3,  // 1: vendetta.v1.Node.address:type_name -> vendetta.v1.NodeAddress
+	26, // 2: vendetta.v1.Node.labels:type_name -> vendetta.v1.Node.LabelsEntry
+	4,  // 3: vendetta.v1.Node.report:type_name -> vendetta.v1.NodeReport
+	29, // 4: vendetta.v1.Node.created_at:type_name -> google.protobuf.Timestamp
+	29, // 5: vendetta.v1.Node.last_heartbeat:type_name -> google.protobuf.Timestamp
+	2,  // 6: vendetta.v1.Node.spares:type_name -> vendetta.v1.Spares
+	29, // 7: vendetta.v1.NodeReport.agent_started_at:type_name -> google.protobuf.Timestamp
+	6,  // 8: vendetta.v1.NodeReport.capacity:type_name -> vendetta.v1.Capacity
+	7,  // 9: vendetta.v1.NodeReport.providers:type_name -> vendetta.v1.ProviderStatus
+	5,  // 10: vendetta.v1.NodeReport.orphans:type_name -> vendetta.v1.Orphan
+	29, // 11: vendetta.v1.Orphan.found_at:type_name -> google.protobuf.Timestamp
+	29, // 12: vendetta.v1.Orphan.remove_at:type_name -> google.protobuf.Timestamp
+	3,  // 13: vendetta.v1.ProbeNodeRequest.address:type_name -> vendetta.v1.NodeAddress
+	9,  // 14: vendetta.v1.ProbeNodeRequest.login:type_name -> vendetta.v1.Login
+	8,  // 15: vendetta.v1.ProbeNodeResponse.host_keys:type_name -> vendetta.v1.HostKey
+	3,  // 16: vendetta.v1.AddNodeRequest.address:type_name -> vendetta.v1.NodeAddress
+	9,  // 17: vendetta.v1.AddNodeRequest.login:type_name -> vendetta.v1.Login
+	27, // 18: vendetta.v1.AddNodeRequest.labels:type_name -> vendetta.v1.AddNodeRequest.LabelsEntry
+	1,  // 19: vendetta.v1.ListNodesResponse.nodes:type_name -> vendetta.v1.Node
+	28, // 20: vendetta.v1.LabelNodeRequest.set:type_name -> vendetta.v1.LabelNodeRequest.SetEntry
+	23, // 21: vendetta.v1.TestNodeResponse.checks:type_name -> vendetta.v1.NodeCheck
+	10, // 22: vendetta.v1.NodeService.ProbeNode:input_type -> vendetta.v1.ProbeNodeRequest
+	12, // 23: vendetta.v1.NodeService.AddNode:input_type -> vendetta.v1.AddNodeRequest
+	13, // 24: vendetta.v1.NodeService.GetNode:input_type -> vendetta.v1.GetNodeRequest
+	14, // 25: vendetta.v1.NodeService.ListNodes:input_type -> vendetta.v1.ListNodesRequest
+	16, // 26: vendetta.v1.NodeService.LabelNode:input_type -> vendetta.v1.LabelNodeRequest
+	17, // 27: vendetta.v1.NodeService.DrainNode:input_type -> vendetta.v1.DrainNodeRequest
+	18, // 28: vendetta.v1.NodeService.RemoveNode:input_type -> vendetta.v1.RemoveNodeRequest
+	20, // 29: vendetta.v1.NodeService.SetSpares:input_type -> vendetta.v1.SetSparesRequest
+	21, // 30: vendetta.v1.NodeService.TestNode:input_type -> vendetta.v1.TestNodeRequest
+	24, // 31: vendetta.v1.NodeService.NodeLogs:input_type -> vendetta.v1.NodeLogsRequest
+	11, // 32: vendetta.v1.NodeService.ProbeNode:output_type -> vendetta.v1.ProbeNodeResponse
+	1,  // 33: vendetta.v1.NodeService.AddNode:output_type -> vendetta.v1.Node
+	1,  // 34: vendetta.v1.NodeService.GetNode:output_type -> vendetta.v1.Node
+	15, // 35: vendetta.v1.NodeService.ListNodes:output_type -> vendetta.v1.ListNodesResponse
+	1,  // 36: vendetta.v1.NodeService.LabelNode:output_type -> vendetta.v1.Node
+	1,  // 37: vendetta.v1.NodeService.DrainNode:output_type -> vendetta.v1.Node
+	19, // 38: vendetta.v1.NodeService.RemoveNode:output_type -> vendetta.v1.RemoveNodeResponse
+	1,  // 39: vendetta.v1.NodeService.SetSpares:output_type -> vendetta.v1.Node
+	22, // 40: vendetta.v1.NodeService.TestNode:output_type -> vendetta.v1.TestNodeResponse
+	25, // 41: vendetta.v1.NodeService.NodeLogs:output_type -> vendetta.v1.NodeLogsResponse
+	32, // [32:42] is the sub-list for method output_type
+	22, // [22:32] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_vendetta_v1_node_proto_init() }
@@ -1791,7 +2063,7 @@ func file_vendetta_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vendetta_v1_node_proto_rawDesc), len(file_vendetta_v1_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	// The node cannot be reached, so nobody knows.
 	WorkspaceState_WORKSPACE_STATE_UNKNOWN  WorkspaceState = 7
 	WorkspaceState_WORKSPACE_STATE_REMOVING WorkspaceState = 8
+	// Its processes are halted and keep their memory.
+	WorkspaceState_WORKSPACE_STATE_PAUSED WorkspaceState = 9
 )
 
 // Enum value maps for WorkspaceState.
@@ -51,6 +53,7 @@ var (
 		6: "WORKSPACE_STATE_FAILED",
 		7: "WORKSPACE_STATE_UNKNOWN",
 		8: "WORKSPACE_STATE_REMOVING",
+		9: "WORKSPACE_STATE_PAUSED",
 	}
 	WorkspaceState_value = map[string]int32{
 		"WORKSPACE_STATE_UNSPECIFIED": 0,
@@ -62,6 +65,7 @@ var (
 		"WORKSPACE_STATE_FAILED":      6,
 		"WORKSPACE_STATE_UNKNOWN":     7,
 		"WORKSPACE_STATE_REMOVING":    8,
+		"WORKSPACE_STATE_PAUSED":      9,
 	}
 )
 
@@ -101,6 +105,7 @@ const (
 	DesiredState_DESIRED_STATE_STOPPED     DesiredState = 2
 	DesiredState_DESIRED_STATE_DOWN        DesiredState = 3
 	DesiredState_DESIRED_STATE_REMOVED     DesiredState = 4
+	DesiredState_DESIRED_STATE_PAUSED      DesiredState = 5
 )
 
 // Enum value maps for DesiredState.
@@ -111,6 +116,7 @@ var (
 		2: "DESIRED_STATE_STOPPED",
 		3: "DESIRED_STATE_DOWN",
 		4: "DESIRED_STATE_REMOVED",
+		5: "DESIRED_STATE_PAUSED",
 	}
 	DesiredState_value = map[string]int32{
 		"DESIRED_STATE_UNSPECIFIED": 0,
@@ -118,6 +124,7 @@ var (
 		"DESIRED_STATE_STOPPED":     2,
 		"DESIRED_STATE_DOWN":        3,
 		"DESIRED_STATE_REMOVED":     4,
+		"DESIRED_STATE_PAUSED":      5,
 	}
 )
 
@@ -266,7 +273,10 @@ type Resources struct {
 	// 0 means the provider's default.
 	MemoryBytes uint64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// Most processes and threads; 0 means the provider's default.
-	Pids          int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	Pids int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	// What the workspace may write, /workspace included; 0 means the provider's
+	// default. A provider that cannot hold a workspace to it answers unimplemented.
+	DiskBytes     uint64 `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -322,6 +332,13 @@ func (x *Resources) GetPids() int64 {
 	return 0
 }
 
+func (x *Resources) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
 // WorkspaceSpec is the whole desired shape of a workspace.
 type WorkspaceSpec struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -330,7 +347,14 @@ type WorkspaceSpec struct {
 	Resources *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
 	Network   Network                `protobuf:"varint,4,opt,name=network,proto3,enum=vendetta.v1.Network" json:"network,omitempty"`
 	// Set when the workspace was created from a repository.
-	Source        *Source `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	Source *Source `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	// What image meant when the workspace was first made; the server fills it in,
+	// and it is what counts from then on.
+	ImageDigest string `protobuf:"bytes,6,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// sha256:HEX or sha512:HEX of a disk image that is fetched by its address.
+	Checksum string `protobuf:"bytes,7,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// A container whose root is the node's root. LXC only.
+	Privileged    bool `protobuf:"varint,8,opt,name=privileged,proto3" json:"privileged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +422,27 @@ func (x *WorkspaceSpec) GetSource() *Source {
 		return x.Source
 	}
 	return nil
+}
+
+func (x *WorkspaceSpec) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetChecksum() string {
+	if x != nil {
+		return x.Checksum
+	}
+	return ""
+}
+
+func (x *WorkspaceSpec) GetPrivileged() bool {
+	if x != nil {
+		return x.Privileged
+	}
+	return false
 }
 
 // Source says what a workspace was created from. The client records it.
@@ -620,17 +665,21 @@ type Operation struct {
 	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	WorkspaceId string                 `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	Workspace   string                 `protobuf:"bytes,3,opt,name=workspace,proto3" json:"workspace,omitempty"`
-	// create, up, stop, down, rm
+	// create, up, stop, down, rm, pause, resume, resize, fork, snapshot-create,
+	// snapshot-restore, snapshot-rm
 	Verb       string         `protobuf:"bytes,4,opt,name=verb,proto3" json:"verb,omitempty"`
 	State      OperationState `protobuf:"varint,5,opt,name=state,proto3,enum=vendetta.v1.OperationState" json:"state,omitempty"`
 	Generation int64          `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
 	// Set when it failed.
-	ErrorCode     string                 `protobuf:"bytes,7,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
-	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
-	Next          string                 `protobuf:"bytes,9,opt,name=next,proto3" json:"next,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	FinishedAt    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
-	Principal     string                 `protobuf:"bytes,12,opt,name=principal,proto3" json:"principal,omitempty"`
+	ErrorCode  string                 `protobuf:"bytes,7,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	Message    string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Next       string                 `protobuf:"bytes,9,opt,name=next,proto3" json:"next,omitempty"`
+	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
+	Principal  string                 `protobuf:"bytes,12,opt,name=principal,proto3" json:"principal,omitempty"`
+	// What a person should know of a success, e.g. that a limit is in effect at
+	// the next start only.
+	Note          string `protobuf:"bytes,13,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -745,6 +794,13 @@ func (x *Operation) GetFinishedAt() *timestamppb.Timestamp {
 func (x *Operation) GetPrincipal() string {
 	if x != nil {
 		return x.Principal
+	}
+	return ""
+}
+
+func (x *Operation) GetNote() string {
+	if x != nil {
+		return x.Note
 	}
 	return ""
 }
@@ -1241,6 +1297,690 @@ func (x *RemoveWorkspaceRequest) GetForce() bool {
 	return false
 }
 
+type PauseWorkspaceRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PauseWorkspaceRequest) Reset() {
+	*x = PauseWorkspaceRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseWorkspaceRequest) ProtoMessage() {}
+
+func (x *PauseWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*PauseWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PauseWorkspaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PauseWorkspaceRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ResumeWorkspaceRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ResumeWorkspaceRequest) Reset() {
+	*x = ResumeWorkspaceRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeWorkspaceRequest) ProtoMessage() {}
+
+func (x *ResumeWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*ResumeWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ResumeWorkspaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResumeWorkspaceRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type ResizeWorkspaceRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Zero in a field leaves that limit as it is.
+	Resources     *Resources `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeWorkspaceRequest) Reset() {
+	*x = ResizeWorkspaceRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeWorkspaceRequest) ProtoMessage() {}
+
+func (x *ResizeWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*ResizeWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ResizeWorkspaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResizeWorkspaceRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ResizeWorkspaceRequest) GetResources() *Resources {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+type ForkWorkspaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The origin.
+	Name           string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// The fork's name. It lies on the origin's node.
+	Fork          string `protobuf:"bytes,3,opt,name=fork,proto3" json:"fork,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkWorkspaceRequest) Reset() {
+	*x = ForkWorkspaceRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkWorkspaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkWorkspaceRequest) ProtoMessage() {}
+
+func (x *ForkWorkspaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkWorkspaceRequest.ProtoReflect.Descriptor instead.
+func (*ForkWorkspaceRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ForkWorkspaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForkWorkspaceRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ForkWorkspaceRequest) GetFork() string {
+	if x != nil {
+		return x.Fork
+	}
+	return ""
+}
+
+// Snapshot is a kept state of a workspace: its root, /workspace and the guest's
+// own folder.
+type Snapshot struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// -1 where the provider cannot tell.
+	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// It holds running processes, and a restore goes on with them.
+	Memory        bool `protobuf:"varint,4,opt,name=memory,proto3" json:"memory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Snapshot) Reset() {
+	*x = Snapshot{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Snapshot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Snapshot) ProtoMessage() {}
+
+func (x *Snapshot) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
+func (*Snapshot) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Snapshot) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Snapshot) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Snapshot) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Snapshot) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+type CreateSnapshotRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Workspace      string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Snapshot       string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateSnapshotRequest) Reset() {
+	*x = CreateSnapshotRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSnapshotRequest) ProtoMessage() {}
+
+func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CreateSnapshotRequest) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *CreateSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workspace     string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListSnapshotsRequest) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The oldest first.
+	Snapshots     []*Snapshot `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type RestoreSnapshotRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Workspace      string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Snapshot       string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RestoreSnapshotRequest) Reset() {
+	*x = RestoreSnapshotRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreSnapshotRequest) ProtoMessage() {}
+
+func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RestoreSnapshotRequest) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RestoreSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type RemoveSnapshotRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Workspace      string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Snapshot       string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RemoveSnapshotRequest) Reset() {
+	*x = RemoveSnapshotRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSnapshotRequest) ProtoMessage() {}
+
+func (x *RemoveSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*RemoveSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RemoveSnapshotRequest) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *RemoveSnapshotRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RemoveSnapshotRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+type GetWorkspaceStatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetWorkspaceStatsRequest) Reset() {
+	*x = GetWorkspaceStatsRequest{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetWorkspaceStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetWorkspaceStatsRequest) ProtoMessage() {}
+
+func (x *GetWorkspaceStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetWorkspaceStatsRequest.ProtoReflect.Descriptor instead.
+func (*GetWorkspaceStatsRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetWorkspaceStatsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// WorkspaceStats is what a running workspace uses now.
+type WorkspaceStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Processor time since the start.
+	CpuSeconds  float64 `protobuf:"fixed64,1,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	MemoryBytes uint64  `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// What it wrote; -1 where the provider cannot tell.
+	DiskBytes int64 `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// The limits in its spec.
+	Limits        *Resources `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkspaceStats) Reset() {
+	*x = WorkspaceStats{}
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkspaceStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkspaceStats) ProtoMessage() {}
+
+func (x *WorkspaceStats) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkspaceStats.ProtoReflect.Descriptor instead.
+func (*WorkspaceStats) Descriptor() ([]byte, []int) {
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *WorkspaceStats) GetCpuSeconds() float64 {
+	if x != nil {
+		return x.CpuSeconds
+	}
+	return 0
+}
+
+func (x *WorkspaceStats) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *WorkspaceStats) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *WorkspaceStats) GetLimits() *Resources {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type WaitOperationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1252,7 +1992,7 @@ type WaitOperationRequest struct {
 
 func (x *WaitOperationRequest) Reset() {
 	*x = WaitOperationRequest{}
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[14]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +2004,7 @@ func (x *WaitOperationRequest) String() string {
 func (*WaitOperationRequest) ProtoMessage() {}
 
 func (x *WaitOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[14]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +2017,7 @@ func (x *WaitOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitOperationRequest.ProtoReflect.Descriptor instead.
 func (*WaitOperationRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{14}
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitOperationRequest) GetId() string {
@@ -1306,7 +2046,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[15]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +2058,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[15]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +2071,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{15}
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListOperationsRequest) GetWorkspace() string {
@@ -1357,7 +2097,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[16]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +2109,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vendetta_v1_workspace_proto_msgTypes[16]
+	mi := &file_vendetta_v1_workspace_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +2122,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{16}
+	return file_vendetta_v1_workspace_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1396,17 +2136,24 @@ var File_vendetta_v1_workspace_proto protoreflect.FileDescriptor
 
 const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1bvendetta/v1/workspace.proto\x12\vvendetta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19vendetta/v1/options.proto\"V\n" +
+	"\x1bvendetta/v1/workspace.proto\x12\vvendetta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19vendetta/v1/options.proto\"u\n" +
 	"\tResources\x12\x12\n" +
 	"\x04cpus\x18\x01 \x01(\x01R\x04cpus\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x03R\x04pids\"\xd4\x01\n" +
+	"\x04pids\x18\x03 \x01(\x03R\x04pids\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x04 \x01(\x04R\tdiskBytes\"\xb3\x02\n" +
 	"\rWorkspaceSpec\x12\x1a\n" +
 	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x124\n" +
 	"\tresources\x18\x03 \x01(\v2\x16.vendetta.v1.ResourcesR\tresources\x12.\n" +
 	"\anetwork\x18\x04 \x01(\x0e2\x14.vendetta.v1.NetworkR\anetwork\x12+\n" +
-	"\x06source\x18\x05 \x01(\v2\x13.vendetta.v1.SourceR\x06source\"b\n" +
+	"\x06source\x18\x05 \x01(\v2\x13.vendetta.v1.SourceR\x06source\x12!\n" +
+	"\fimage_digest\x18\x06 \x01(\tR\vimageDigest\x12\x1a\n" +
+	"\bchecksum\x18\a \x01(\tR\bchecksum\x12\x1e\n" +
+	"\n" +
+	"privileged\x18\b \x01(\bR\n" +
+	"privileged\"b\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06commit\x18\x02 \x01(\tR\x06commit\x12\x16\n" +
@@ -1430,7 +2177,7 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1a\n" +
 	"\binstance\x18\f \x01(\tR\binstance\x12\x1c\n" +
-	"\toperation\x18\r \x01(\tR\toperation\"\xa6\x03\n" +
+	"\toperation\x18\r \x01(\tR\toperation\"\xba\x03\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1c\n" +
@@ -1449,7 +2196,8 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12;\n" +
 	"\vfinished_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"finishedAt\x12\x1c\n" +
-	"\tprincipal\x18\f \x01(\tR\tprincipal\"\x99\x01\n" +
+	"\tprincipal\x18\f \x01(\tR\tprincipal\x12\x12\n" +
+	"\x04note\x18\r \x01(\tR\x04note\"\x99\x01\n" +
 	"\x16CreateWorkspaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12.\n" +
@@ -1480,7 +2228,52 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\x16RemoveWorkspaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x14\n" +
-	"\x05force\x18\x03 \x01(\bR\x05force\"@\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"T\n" +
+	"\x15PauseWorkspaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"U\n" +
+	"\x16ResumeWorkspaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\"\x8b\x01\n" +
+	"\x16ResizeWorkspaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x124\n" +
+	"\tresources\x18\x03 \x01(\v2\x16.vendetta.v1.ResourcesR\tresources\"g\n" +
+	"\x14ForkWorkspaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x12\n" +
+	"\x04fork\x18\x03 \x01(\tR\x04fork\"\x87\x01\n" +
+	"\bSnapshot\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06memory\x18\x04 \x01(\bR\x06memory\"z\n" +
+	"\x15CreateSnapshotRequest\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"4\n" +
+	"\x14ListSnapshotsRequest\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\"L\n" +
+	"\x15ListSnapshotsResponse\x123\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x15.vendetta.v1.SnapshotR\tsnapshots\"{\n" +
+	"\x16RestoreSnapshotRequest\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\"z\n" +
+	"\x15RemoveSnapshotRequest\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x1a\n" +
+	"\bsnapshot\x18\x03 \x01(\tR\bsnapshot\".\n" +
+	"\x18GetWorkspaceStatsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xa3\x01\n" +
+	"\x0eWorkspaceStats\x12\x1f\n" +
+	"\vcpu_seconds\x18\x01 \x01(\x01R\n" +
+	"cpuSeconds\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x03 \x01(\x03R\tdiskBytes\x12.\n" +
+	"\x06limits\x18\x04 \x01(\v2\x16.vendetta.v1.ResourcesR\x06limits\"@\n" +
 	"\x14WaitOperationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aseconds\x18\x02 \x01(\x05R\aseconds\"K\n" +
@@ -1490,7 +2283,7 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\x16ListOperationsResponse\x126\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x16.vendetta.v1.OperationR\n" +
-	"operations*\x98\x02\n" +
+	"operations*\xb4\x02\n" +
 	"\x0eWorkspaceState\x12\x1f\n" +
 	"\x1bWORKSPACE_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18WORKSPACE_STATE_CREATING\x10\x01\x12\x1b\n" +
@@ -1500,13 +2293,15 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\x14WORKSPACE_STATE_DOWN\x10\x05\x12\x1a\n" +
 	"\x16WORKSPACE_STATE_FAILED\x10\x06\x12\x1b\n" +
 	"\x17WORKSPACE_STATE_UNKNOWN\x10\a\x12\x1c\n" +
-	"\x18WORKSPACE_STATE_REMOVING\x10\b*\x96\x01\n" +
+	"\x18WORKSPACE_STATE_REMOVING\x10\b\x12\x1a\n" +
+	"\x16WORKSPACE_STATE_PAUSED\x10\t*\xb0\x01\n" +
 	"\fDesiredState\x12\x1d\n" +
 	"\x19DESIRED_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DESIRED_STATE_RUNNING\x10\x01\x12\x19\n" +
 	"\x15DESIRED_STATE_STOPPED\x10\x02\x12\x16\n" +
 	"\x12DESIRED_STATE_DOWN\x10\x03\x12\x19\n" +
-	"\x15DESIRED_STATE_REMOVED\x10\x04*[\n" +
+	"\x15DESIRED_STATE_REMOVED\x10\x04\x12\x18\n" +
+	"\x14DESIRED_STATE_PAUSED\x10\x05*[\n" +
 	"\aNetwork\x12\x17\n" +
 	"\x13NETWORK_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fNETWORK_PRIVATE\x10\x01\x12\x10\n" +
@@ -1517,7 +2312,7 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_PENDING\x10\x01\x12\x1d\n" +
 	"\x19OPERATION_STATE_SUCCEEDED\x10\x02\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x03\x12\x1e\n" +
-	"\x1aOPERATION_STATE_SUPERSEDED\x10\x042\xfa\x04\n" +
+	"\x1aOPERATION_STATE_SUPERSEDED\x10\x042\xaa\v\n" +
 	"\x10WorkspaceService\x12Y\n" +
 	"\x0fCreateWorkspace\x12#.vendetta.v1.CreateWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12N\n" +
 	"\fGetWorkspace\x12 .vendetta.v1.GetWorkspaceRequest\x1a\x16.vendetta.v1.Workspace\"\x04\x88\xb5\x18\x01\x12_\n" +
@@ -1525,7 +2320,16 @@ const file_vendetta_v1_workspace_proto_rawDesc = "" +
 	"\vUpWorkspace\x12\x1f.vendetta.v1.UpWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12U\n" +
 	"\rStopWorkspace\x12!.vendetta.v1.StopWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12U\n" +
 	"\rDownWorkspace\x12!.vendetta.v1.DownWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12Y\n" +
-	"\x0fRemoveWorkspace\x12#.vendetta.v1.RemoveWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x022\xc5\x01\n" +
+	"\x0fRemoveWorkspace\x12#.vendetta.v1.RemoveWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12W\n" +
+	"\x0ePauseWorkspace\x12\".vendetta.v1.PauseWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12Y\n" +
+	"\x0fResumeWorkspace\x12#.vendetta.v1.ResumeWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12Y\n" +
+	"\x0fResizeWorkspace\x12#.vendetta.v1.ResizeWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12U\n" +
+	"\rForkWorkspace\x12!.vendetta.v1.ForkWorkspaceRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12W\n" +
+	"\x0eCreateSnapshot\x12\".vendetta.v1.CreateSnapshotRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12\\\n" +
+	"\rListSnapshots\x12!.vendetta.v1.ListSnapshotsRequest\x1a\".vendetta.v1.ListSnapshotsResponse\"\x04\x88\xb5\x18\x01\x12Y\n" +
+	"\x0fRestoreSnapshot\x12#.vendetta.v1.RestoreSnapshotRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12W\n" +
+	"\x0eRemoveSnapshot\x12\".vendetta.v1.RemoveSnapshotRequest\x1a\x1b.vendetta.v1.ChangeResponse\"\x04\x88\xb5\x18\x02\x12]\n" +
+	"\x11GetWorkspaceStats\x12%.vendetta.v1.GetWorkspaceStatsRequest\x1a\x1b.vendetta.v1.WorkspaceStats\"\x04\x88\xb5\x18\x012\xc5\x01\n" +
 	"\x10OperationService\x12P\n" +
 	"\rWaitOperation\x12!.vendetta.v1.WaitOperationRequest\x1a\x16.vendetta.v1.Operation\"\x04\x88\xb5\x18\x01\x12_\n" +
 	"\x0eListOperations\x12\".vendetta.v1.ListOperationsRequest\x1a#.vendetta.v1.ListOperationsResponse\"\x04\x88\xb5\x18\x01B\xb8\x01\n" +
@@ -1544,30 +2348,42 @@ func file_vendetta_v1_workspace_proto_rawDescGZIP() []byte {
 }
 
 var file_vendetta_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_vendetta_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_vendetta_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_vendetta_v1_workspace_proto_goTypes = []any{
-	(WorkspaceState)(0),            // 0: vendetta.v1.WorkspaceState
-	(DesiredState)(0),              // 1: vendetta.v1.DesiredState
-	(Network)(0),                   // 2: vendetta.v1.Network
-	(OperationState)(0),            // 3: vendetta.v1.OperationState
-	(*Resources)(nil),              // 4: vendetta.v1.Resources
-	(*WorkspaceSpec)(nil),          // 5: vendetta.v1.WorkspaceSpec
-	(*Source)(nil),                 // 6: vendetta.v1.Source
-	(*Workspace)(nil),              // 7: vendetta.v1.Workspace
-	(*Operation)(nil),              // 8: vendetta.v1.Operation
-	(*CreateWorkspaceRequest)(nil), // 9: vendetta.v1.CreateWorkspaceRequest
-	(*ChangeResponse)(nil),         // 10: vendetta.v1.ChangeResponse
-	(*GetWorkspaceRequest)(nil),    // 11: vendetta.v1.GetWorkspaceRequest
-	(*ListWorkspacesRequest)(nil),  // 12: vendetta.v1.ListWorkspacesRequest
-	(*ListWorkspacesResponse)(nil), // 13: vendetta.v1.ListWorkspacesResponse
-	(*UpWorkspaceRequest)(nil),     // 14: vendetta.v1.UpWorkspaceRequest
-	(*StopWorkspaceRequest)(nil),   // 15: vendetta.v1.StopWorkspaceRequest
-	(*DownWorkspaceRequest)(nil),   // 16: vendetta.v1.DownWorkspaceRequest
-	(*RemoveWorkspaceRequest)(nil), // 17: vendetta.v1.RemoveWorkspaceRequest
-	(*WaitOperationRequest)(nil),   // 18: vendetta.v1.WaitOperationRequest
-	(*ListOperationsRequest)(nil),  // 19: vendetta.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 20: vendetta.v1.ListOperationsResponse
-	(*timestamppb.Timestamp)(nil),  // 21: google.protobuf.Timestamp
+	(WorkspaceState)(0),              // 0: vendetta.v1.WorkspaceState
+	(DesiredState)(0),                // 1: vendetta.v1.DesiredState
+	(Network)(0),                     // 2: vendetta.v1.Network
+	(OperationState)(0),              // 3: vendetta.v1.OperationState
+	(*Resources)(nil),                // 4: vendetta.v1.Resources
+	(*WorkspaceSpec)(nil),            // 5: vendetta.v1.WorkspaceSpec
+	(*Source)(nil),                   // 6: vendetta.v1.Source
+	(*Workspace)(nil),                // 7: vendetta.v1.Workspace
+	(*Operation)(nil),                // 8: vendetta.v1.Operation
+	(*CreateWorkspaceRequest)(nil),   // 9: vendetta.v1.CreateWorkspaceRequest
+	(*ChangeResponse)(nil),           // 10: vendetta.v1.ChangeResponse
+	(*GetWorkspaceRequest)(nil),      // 11: vendetta.v1.GetWorkspaceRequest
+	(*ListWorkspacesRequest)(nil),    // 12: vendetta.v1.ListWorkspacesRequest
+	(*ListWorkspacesResponse)(nil),   // 13: vendetta.v1.ListWorkspacesResponse
+	(*UpWorkspaceRequest)(nil),       // 14: vendetta.v1.UpWorkspaceRequest
+	(*StopWorkspaceRequest)(nil),     // 15: vendetta.v1.StopWorkspaceRequest
+	(*DownWorkspaceRequest)(nil),     // 16: vendetta.v1.DownWorkspaceRequest
+	(*RemoveWorkspaceRequest)(nil),   // 17: vendetta.v1.RemoveWorkspaceRequest
+	(*PauseWorkspaceRequest)(nil),    // 18: vendetta.v1.PauseWorkspaceRequest
+	(*ResumeWorkspaceRequest)(nil),   // 19: vendetta.v1.ResumeWorkspaceRequest
+	(*ResizeWorkspaceRequest)(nil),   // 20: vendetta.v1.ResizeWorkspaceRequest
+	(*ForkWorkspaceRequest)(nil),     // 21: vendetta.v1.ForkWorkspaceRequest
+	(*Snapshot)(nil),                 // 22: vendetta.v1.Snapshot
+	(*CreateSnapshotRequest)(nil),    // 23: vendetta.v1.CreateSnapshotRequest
+	(*ListSnapshotsRequest)(nil),     // 24: vendetta.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),    // 25: vendetta.v1.ListSnapshotsResponse
+	(*RestoreSnapshotRequest)(nil),   // 26: vendetta.v1.RestoreSnapshotRequest
+	(*RemoveSnapshotRequest)(nil),    // 27: vendetta.v1.RemoveSnapshotRequest
+	(*GetWorkspaceStatsRequest)(nil), // 28: vendetta.v1.GetWorkspaceStatsRequest
+	(*WorkspaceStats)(nil),           // 29: vendetta.v1.WorkspaceStats
+	(*WaitOperationRequest)(nil),     // 30: vendetta.v1.WaitOperationRequest
+	(*ListOperationsRequest)(nil),    // 31: vendetta.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),   // 32: vendetta.v1.ListOperationsResponse
+	(*timestamppb.Timestamp)(nil),    // 33: google.protobuf.Timestamp
 }
 var file_vendetta_v1_workspace_proto_depIdxs = []int32{
 	4,  // 0: vendetta.v1.WorkspaceSpec.resources:type_name -> vendetta.v1.Resources
@@ -1576,39 +2392,61 @@ var file_vendetta_v1_workspace_proto_depIdxs = []int32{
 	5,  // 3: vendetta.v1.Workspace.spec:type_name -> vendetta.v1.WorkspaceSpec
 	0,  // 4: vendetta.v1.Workspace.state:type_name -> vendetta.v1.WorkspaceState
 	1,  // 5: vendetta.v1.Workspace.desired:type_name -> vendetta.v1.DesiredState
-	21, // 6: vendetta.v1.Workspace.created_at:type_name -> google.protobuf.Timestamp
-	21, // 7: vendetta.v1.Workspace.updated_at:type_name -> google.protobuf.Timestamp
+	33, // 6: vendetta.v1.Workspace.created_at:type_name -> google.protobuf.Timestamp
+	33, // 7: vendetta.v1.Workspace.updated_at:type_name -> google.protobuf.Timestamp
 	3,  // 8: vendetta.v1.Operation.state:type_name -> vendetta.v1.OperationState
-	21, // 9: vendetta.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	21, // 10: vendetta.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
+	33, // 9: vendetta.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	33, // 10: vendetta.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
 	5,  // 11: vendetta.v1.CreateWorkspaceRequest.spec:type_name -> vendetta.v1.WorkspaceSpec
 	7,  // 12: vendetta.v1.ChangeResponse.workspace:type_name -> vendetta.v1.Workspace
 	8,  // 13: vendetta.v1.ChangeResponse.operation:type_name -> vendetta.v1.Operation
 	7,  // 14: vendetta.v1.ListWorkspacesResponse.workspaces:type_name -> vendetta.v1.Workspace
-	8,  // 15: vendetta.v1.ListOperationsResponse.operations:type_name -> vendetta.v1.Operation
-	9,  // 16: vendetta.v1.WorkspaceService.CreateWorkspace:input_type -> vendetta.v1.CreateWorkspaceRequest
-	11, // 17: vendetta.v1.WorkspaceService.GetWorkspace:input_type -> vendetta.v1.GetWorkspaceRequest
-	12, // 18: vendetta.v1.WorkspaceService.ListWorkspaces:input_type -> vendetta.v1.ListWorkspacesRequest
-	14, // 19: vendetta.v1.WorkspaceService.UpWorkspace:input_type -> vendetta.v1.UpWorkspaceRequest
-	15, // 20: vendetta.v1.WorkspaceService.StopWorkspace:input_type -> vendetta.v1.StopWorkspaceRequest
-	16, // 21: vendetta.v1.WorkspaceService.DownWorkspace:input_type -> vendetta.v1.DownWorkspaceRequest
-	17, // 22: vendetta.v1.WorkspaceService.RemoveWorkspace:input_type -> vendetta.v1.RemoveWorkspaceRequest
-	18, // 23: vendetta.v1.OperationService.WaitOperation:input_type -> vendetta.v1.WaitOperationRequest
-	19, // 24: vendetta.v1.OperationService.ListOperations:input_type -> vendetta.v1.ListOperationsRequest
-	10, // 25: vendetta.v1.WorkspaceService.CreateWorkspace:output_type -> vendetta.v1.ChangeResponse
-	7,  // 26: vendetta.v1.WorkspaceService.GetWorkspace:output_type -> vendetta.v1.Workspace
-	13, // 27: vendetta.v1.WorkspaceService.ListWorkspaces:output_type -> vendetta.v1.ListWorkspacesResponse
-	10, // 28: vendetta.v1.WorkspaceService.UpWorkspace:output_type -> vendetta.v1.ChangeResponse
-	10, // 29: vendetta.v1.WorkspaceService.StopWorkspace:output_type -> vendetta.v1.ChangeResponse
-	10, // 30: vendetta.v1.WorkspaceService.DownWorkspace:output_type -> vendetta.v1.ChangeResponse
-	10, // 31: vendetta.v1.WorkspaceService.RemoveWorkspace:output_type -> vendetta.v1.ChangeResponse
-	8,  // 32: vendetta.v1.OperationService.WaitOperation:output_type -> vendetta.v1.Operation
-	20, // 33: vendetta.v1.OperationService.ListOperations:output_type -> vendetta.v1.ListOperationsResponse
-	25, // [25:34] is the sub-list for method output_type
-	16, // [16:25] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	4,  // 15: vendetta.v1.ResizeWorkspaceRequest.resources:type_name -> vendetta.v1.Resources
+	33, // 16: vendetta.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	22, // 17: vendetta.v1.ListSnapshotsResponse.snapshots:type_name -> vendetta.v1.Snapshot
+	4,  // 18: vendetta.v1.WorkspaceStats.limits:type_name -> vendetta.v1.Resources
+	8,  // 19: vendetta.v1.ListOperationsResponse.operations:type_name -> vendetta.v1.Operation
+	9,  // 20: vendetta.v1.WorkspaceService.CreateWorkspace:input_type -> vendetta.v1.CreateWorkspaceRequest
+	11, // 21: vendetta.v1.WorkspaceService.GetWorkspace:input_type -> vendetta.v1.GetWorkspaceRequest
+	12, // 22: vendetta.v1.WorkspaceService.ListWorkspaces:input_type -> vendetta.v1.ListWorkspacesRequest
+	14, // 23: vendetta.v1.WorkspaceService.UpWorkspace:input_type -> vendetta.v1.UpWorkspaceRequest
+	15, // 24: vendetta.v1.WorkspaceService.StopWorkspace:input_type -> vendetta.v1.StopWorkspaceRequest
+	16, // 25: vendetta.v1.WorkspaceService.DownWorkspace:input_type -> vendetta.v1.DownWorkspaceRequest
+	17, // 26: vendetta.v1.WorkspaceService.RemoveWorkspace:input_type -> vendetta.v1.RemoveWorkspaceRequest
+	18, // 27: vendetta.v1.WorkspaceService.PauseWorkspace:input_type -> vendetta.v1.PauseWorkspaceRequest
+	19, // 28: vendetta.v1.WorkspaceService.ResumeWorkspace:input_type -> vendetta.v1.ResumeWorkspaceRequest
+	20, // 29: vendetta.v1.WorkspaceService.ResizeWorkspace:input_type -> vendetta.v1.ResizeWorkspaceRequest
+	21, // 30: vendetta.v1.WorkspaceService.ForkWorkspace:input_type -> vendetta.v1.ForkWorkspaceRequest
+	23, // 31: vendetta.v1.WorkspaceService.CreateSnapshot:input_type -> vendetta.v1.CreateSnapshotRequest
+	24, // 32: vendetta.v1.WorkspaceService.ListSnapshots:input_type -> vendetta.v1.ListSnapshotsRequest
+	26, // 33: vendetta.v1.WorkspaceService.RestoreSnapshot:input_type -> vendetta.v1.RestoreSnapshotRequest
+	27, // 34: vendetta.v1.WorkspaceService.RemoveSnapshot:input_type -> vendetta.v1.RemoveSnapshotRequest
+	28, // 35: vendetta.v1.WorkspaceService.GetWorkspaceStats:input_type -> vendetta.v1.GetWorkspaceStatsRequest
+	30, // 36: vendetta.v1.OperationService.WaitOperation:input_type -> vendetta.v1.WaitOperationRequest
+	31, // 37: vendetta.v1.OperationService.ListOperations:input_type -> vendetta.v1.ListOperationsRequest
+	10, // 38: vendetta.v1.WorkspaceService.CreateWorkspace:output_type -> vendetta.v1.ChangeResponse
+	7,  // 39: vendetta.v1.WorkspaceService.GetWorkspace:output_type -> vendetta.v1.Workspace
+	13, // 40: vendetta.v1.WorkspaceService.ListWorkspaces:output_type -> vendetta.v1.ListWorkspacesResponse
+	10, // 41: vendetta.v1.WorkspaceService.UpWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 42: vendetta.v1.WorkspaceService.StopWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 43: vendetta.v1.WorkspaceService.DownWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 44: vendetta.v1.WorkspaceService.RemoveWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 45: vendetta.v1.WorkspaceService.PauseWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 46: vendetta.v1.WorkspaceService.ResumeWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 47: vendetta.v1.WorkspaceService.ResizeWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 48: vendetta.v1.WorkspaceService.ForkWorkspace:output_type -> vendetta.v1.ChangeResponse
+	10, // 49: vendetta.v1.WorkspaceService.CreateSnapshot:output_type -> vendetta.v1.ChangeResponse
+	25, // 50: vendetta.v1.WorkspaceService.ListSnapshots:output_type -> vendetta.v1.ListSnapshotsResponse
+	10, // 51: vendetta.v1.WorkspaceService.RestoreSnapshot:output_type -> vendetta.v1.ChangeResponse
+	10, // 52: vendetta.v1.WorkspaceService.RemoveSnapshot:output_type -> vendetta.v1.ChangeResponse
+	29, // 53: vendetta.v1.WorkspaceService.GetWorkspaceStats:output_type -> vendetta.v1.WorkspaceStats
+	8,  // 54: vendetta.v1.OperationService.WaitOperation:output_type -> vendetta.v1.Operation
+	32, // 55: vendetta.v1.OperationService.ListOperations:output_type -> vendetta.v1.ListOperationsResponse
+	38, // [38:56] is the sub-list for method output_type
+	20, // [20:38] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_vendetta_v1_workspace_proto_init() }
@@ -1623,7 +2461,7 @@ func file_vendetta_v1_workspace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vendetta_v1_workspace_proto_rawDesc), len(file_vendetta_v1_workspace_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   17,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

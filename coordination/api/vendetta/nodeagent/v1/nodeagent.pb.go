@@ -153,7 +153,18 @@ type ApplyRequest struct {
 	Spec          *v1.WorkspaceSpec      `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
 	Desired       v1.DesiredState        `protobuf:"varint,6,opt,name=desired,proto3,enum=vendetta.v1.DesiredState" json:"desired,omitempty"`
 	// For stopping; 0 means 10.
-	GraceSeconds  int32 `protobuf:"varint,7,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
+	GraceSeconds int32 `protobuf:"varint,7,opt,name=grace_seconds,json=graceSeconds,proto3" json:"grace_seconds,omitempty"`
+	// What to do beside reaching the desired state; done once, before it, and not
+	// again when the instance is brought back later.
+	//
+	// Types that are valid to be assigned to Action:
+	//
+	//	*ApplyRequest_CreateSnapshot
+	//	*ApplyRequest_RestoreSnapshot
+	//	*ApplyRequest_RemoveSnapshot
+	//	*ApplyRequest_ForkOf
+	//	*ApplyRequest_Resize
+	Action        isApplyRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -237,6 +248,94 @@ func (x *ApplyRequest) GetGraceSeconds() int32 {
 	return 0
 }
 
+func (x *ApplyRequest) GetAction() isApplyRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetCreateSnapshot() string {
+	if x != nil {
+		if x, ok := x.Action.(*ApplyRequest_CreateSnapshot); ok {
+			return x.CreateSnapshot
+		}
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetRestoreSnapshot() string {
+	if x != nil {
+		if x, ok := x.Action.(*ApplyRequest_RestoreSnapshot); ok {
+			return x.RestoreSnapshot
+		}
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetRemoveSnapshot() string {
+	if x != nil {
+		if x, ok := x.Action.(*ApplyRequest_RemoveSnapshot); ok {
+			return x.RemoveSnapshot
+		}
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetForkOf() string {
+	if x != nil {
+		if x, ok := x.Action.(*ApplyRequest_ForkOf); ok {
+			return x.ForkOf
+		}
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetResize() bool {
+	if x != nil {
+		if x, ok := x.Action.(*ApplyRequest_Resize); ok {
+			return x.Resize
+		}
+	}
+	return false
+}
+
+type isApplyRequest_Action interface {
+	isApplyRequest_Action()
+}
+
+type ApplyRequest_CreateSnapshot struct {
+	CreateSnapshot string `protobuf:"bytes,8,opt,name=create_snapshot,json=createSnapshot,proto3,oneof"`
+}
+
+type ApplyRequest_RestoreSnapshot struct {
+	RestoreSnapshot string `protobuf:"bytes,9,opt,name=restore_snapshot,json=restoreSnapshot,proto3,oneof"`
+}
+
+type ApplyRequest_RemoveSnapshot struct {
+	RemoveSnapshot string `protobuf:"bytes,10,opt,name=remove_snapshot,json=removeSnapshot,proto3,oneof"`
+}
+
+type ApplyRequest_ForkOf struct {
+	// The id of the workspace that this one is made from.
+	ForkOf string `protobuf:"bytes,11,opt,name=fork_of,json=forkOf,proto3,oneof"`
+}
+
+type ApplyRequest_Resize struct {
+	// The spec's resources have changed.
+	Resize bool `protobuf:"varint,12,opt,name=resize,proto3,oneof"`
+}
+
+func (*ApplyRequest_CreateSnapshot) isApplyRequest_Action() {}
+
+func (*ApplyRequest_RestoreSnapshot) isApplyRequest_Action() {}
+
+func (*ApplyRequest_RemoveSnapshot) isApplyRequest_Action() {}
+
+func (*ApplyRequest_ForkOf) isApplyRequest_Action() {}
+
+func (*ApplyRequest_Resize) isApplyRequest_Action() {}
+
 // ObservedWorkspace is what is, as the node agent sees it.
 type ObservedWorkspace struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -248,10 +347,14 @@ type ObservedWorkspace struct {
 	// The guest answers on its link.
 	Linked bool `protobuf:"varint,6,opt,name=linked,proto3" json:"linked,omitempty"`
 	// Set when the last operation failed here.
-	ErrorCode     string                 `protobuf:"bytes,7,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
-	Message       string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
-	Next          string                 `protobuf:"bytes,9,opt,name=next,proto3" json:"next,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"`
+	ErrorCode string                 `protobuf:"bytes,7,opt,name=error_code,json=errorCode,proto3" json:"error_code,omitempty"`
+	Message   string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
+	Next      string                 `protobuf:"bytes,9,opt,name=next,proto3" json:"next,omitempty"`
+	At        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=at,proto3" json:"at,omitempty"`
+	// What the spec's image was resolved to.
+	ImageDigest string `protobuf:"bytes,11,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
+	// What a person should know of a success.
+	Note          string `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -354,6 +457,20 @@ func (x *ObservedWorkspace) GetAt() *timestamppb.Timestamp {
 		return x.At
 	}
 	return nil
+}
+
+func (x *ObservedWorkspace) GetImageDigest() string {
+	if x != nil {
+		return x.ImageDigest
+	}
+	return ""
+}
+
+func (x *ObservedWorkspace) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
 }
 
 type ApplyResponse struct {
@@ -676,11 +793,203 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{10}
 }
 
+type ListSnapshotsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WorkspaceId   string                 `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsRequest) Reset() {
+	*x = ListSnapshotsRequest{}
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsRequest) ProtoMessage() {}
+
+func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListSnapshotsRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+type ListSnapshotsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Snapshots     []*v1.Snapshot         `protobuf:"bytes,1,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSnapshotsResponse) Reset() {
+	*x = ListSnapshotsResponse{}
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSnapshotsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSnapshotsResponse) ProtoMessage() {}
+
+func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
+func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
+	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListSnapshotsResponse) GetSnapshots() []*v1.Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+type UsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	WorkspaceId   string                 `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRequest) Reset() {
+	*x = UsageRequest{}
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRequest) ProtoMessage() {}
+
+func (x *UsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
+func (*UsageRequest) Descriptor() ([]byte, []int) {
+	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UsageRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+type UsageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CpuSeconds    float64                `protobuf:"fixed64,1,opt,name=cpu_seconds,json=cpuSeconds,proto3" json:"cpu_seconds,omitempty"`
+	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes     int64                  `protobuf:"varint,3,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UsageResponse) GetCpuSeconds() float64 {
+	if x != nil {
+		return x.CpuSeconds
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *UsageResponse) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
 var File_vendetta_nodeagent_v1_nodeagent_proto protoreflect.FileDescriptor
 
 const file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\n" +
-	"%vendetta/nodeagent/v1/nodeagent.proto\x12\x15vendetta.nodeagent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16vendetta/v1/node.proto\x1a\x19vendetta/v1/options.proto\x1a\x1bvendetta/v1/workspace.proto\"{\n" +
+	"%vendetta/nodeagent/v1/nodeagent.proto\x12\x15vendetta.nodeagent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17vendetta/v1/image.proto\x1a\x16vendetta/v1/node.proto\x1a\x19vendetta/v1/options.proto\x1a\x1bvendetta/v1/workspace.proto\"{\n" +
 	"\fHelloRequest\x12!\n" +
 	"\fprotocol_min\x18\x01 \x01(\x05R\vprotocolMin\x12!\n" +
 	"\fprotocol_max\x18\x02 \x01(\x05R\vprotocolMax\x12%\n" +
@@ -688,7 +997,7 @@ const file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\rHelloResponse\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\x05R\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12/\n" +
-	"\x06report\x18\x03 \x01(\v2\x17.vendetta.v1.NodeReportR\x06report\"\xa5\x02\n" +
+	"\x06report\x18\x03 \x01(\v2\x17.vendetta.v1.NodeReportR\x06report\"\xe7\x03\n" +
 	"\fApplyRequest\x12!\n" +
 	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12%\n" +
@@ -698,7 +1007,14 @@ const file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"generation\x12.\n" +
 	"\x04spec\x18\x05 \x01(\v2\x1a.vendetta.v1.WorkspaceSpecR\x04spec\x123\n" +
 	"\adesired\x18\x06 \x01(\x0e2\x19.vendetta.v1.DesiredStateR\adesired\x12#\n" +
-	"\rgrace_seconds\x18\a \x01(\x05R\fgraceSeconds\"\xd9\x02\n" +
+	"\rgrace_seconds\x18\a \x01(\x05R\fgraceSeconds\x12)\n" +
+	"\x0fcreate_snapshot\x18\b \x01(\tH\x00R\x0ecreateSnapshot\x12+\n" +
+	"\x10restore_snapshot\x18\t \x01(\tH\x00R\x0frestoreSnapshot\x12)\n" +
+	"\x0fremove_snapshot\x18\n" +
+	" \x01(\tH\x00R\x0eremoveSnapshot\x12\x19\n" +
+	"\afork_of\x18\v \x01(\tH\x00R\x06forkOf\x12\x18\n" +
+	"\x06resize\x18\f \x01(\bH\x00R\x06resizeB\b\n" +
+	"\x06action\"\x90\x03\n" +
 	"\x11ObservedWorkspace\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1e\n" +
 	"\n" +
@@ -713,7 +1029,9 @@ const file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\amessage\x18\b \x01(\tR\amessage\x12\x12\n" +
 	"\x04next\x18\t \x01(\tR\x04next\x12*\n" +
 	"\x02at\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"U\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12!\n" +
+	"\fimage_digest\x18\v \x01(\tR\vimageDigest\x12\x12\n" +
+	"\x04note\x18\f \x01(\tR\x04note\"U\n" +
 	"\rApplyResponse\x12D\n" +
 	"\bobserved\x18\x01 \x01(\v2(.vendetta.nodeagent.v1.ObservedWorkspaceR\bobserved\"9\n" +
 	"\fWatchRequest\x12)\n" +
@@ -730,13 +1048,32 @@ const file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"/\n" +
 	"\x0fShutdownRequest\x12\x1c\n" +
 	"\tuninstall\x18\x01 \x01(\bR\tuninstall\"\x12\n" +
-	"\x10ShutdownResponse2\xde\x03\n" +
+	"\x10ShutdownResponse\"9\n" +
+	"\x14ListSnapshotsRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\"L\n" +
+	"\x15ListSnapshotsResponse\x123\n" +
+	"\tsnapshots\x18\x01 \x03(\v2\x15.vendetta.v1.SnapshotR\tsnapshots\"1\n" +
+	"\fUsageRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\"r\n" +
+	"\rUsageResponse\x12\x1f\n" +
+	"\vcpu_seconds\x18\x01 \x01(\x01R\n" +
+	"cpuSeconds\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x03 \x01(\x03R\tdiskBytes2\xfb\a\n" +
 	"\x10NodeAgentService\x12X\n" +
 	"\x05Hello\x12#.vendetta.nodeagent.v1.HelloRequest\x1a$.vendetta.nodeagent.v1.HelloResponse\"\x04\x88\xb5\x18\x03\x12X\n" +
 	"\x05Apply\x12#.vendetta.nodeagent.v1.ApplyRequest\x1a$.vendetta.nodeagent.v1.ApplyResponse\"\x04\x88\xb5\x18\x03\x12Z\n" +
 	"\x05Watch\x12#.vendetta.nodeagent.v1.WatchRequest\x1a$.vendetta.nodeagent.v1.WatchResponse\"\x04\x88\xb5\x18\x030\x01\x12W\n" +
 	"\x04Logs\x12\".vendetta.nodeagent.v1.LogsRequest\x1a#.vendetta.nodeagent.v1.LogsResponse\"\x04\x88\xb5\x18\x030\x01\x12a\n" +
-	"\bShutdown\x12&.vendetta.nodeagent.v1.ShutdownRequest\x1a'.vendetta.nodeagent.v1.ShutdownResponse\"\x04\x88\xb5\x18\x03B\xf6\x01\n" +
+	"\bShutdown\x12&.vendetta.nodeagent.v1.ShutdownRequest\x1a'.vendetta.nodeagent.v1.ShutdownResponse\"\x04\x88\xb5\x18\x03\x12p\n" +
+	"\rListSnapshots\x12+.vendetta.nodeagent.v1.ListSnapshotsRequest\x1a,.vendetta.nodeagent.v1.ListSnapshotsResponse\"\x04\x88\xb5\x18\x03\x12X\n" +
+	"\x05Usage\x12#.vendetta.nodeagent.v1.UsageRequest\x1a$.vendetta.nodeagent.v1.UsageResponse\"\x04\x88\xb5\x18\x03\x12S\n" +
+	"\n" +
+	"ListImages\x12\x1e.vendetta.v1.ListImagesRequest\x1a\x1f.vendetta.v1.ListImagesResponse\"\x04\x88\xb5\x18\x03\x12R\n" +
+	"\tPullImage\x12\x1d.vendetta.v1.PullImageRequest\x1a\x1e.vendetta.v1.PullImageResponse\"\x04\x88\xb5\x18\x030\x01\x12N\n" +
+	"\vImportImage\x12\x1f.vendetta.v1.ImportImageRequest\x1a\x12.vendetta.v1.Image\"\b\x88\xb5\x18\x03\x98\xb5\x18\x01(\x01\x12V\n" +
+	"\vPruneImages\x12\x1f.vendetta.v1.PruneImagesRequest\x1a .vendetta.v1.PruneImagesResponse\"\x04\x88\xb5\x18\x03B\xf6\x01\n" +
 	"\x19com.vendetta.nodeagent.v1B\x0eNodeagentProtoP\x01ZSgithub.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1;nodeagentv1\xa2\x02\x03VNX\xaa\x02\x15Vendetta.Nodeagent.V1\xca\x02\x15Vendetta\\Nodeagent\\V1\xe2\x02!Vendetta\\Nodeagent\\V1\\GPBMetadata\xea\x02\x17Vendetta::Nodeagent::V1b\x06proto3"
 
 var (
@@ -751,49 +1088,75 @@ func file_vendetta_nodeagent_v1_nodeagent_proto_rawDescGZIP() []byte {
 	return file_vendetta_nodeagent_v1_nodeagent_proto_rawDescData
 }
 
-var file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_vendetta_nodeagent_v1_nodeagent_proto_goTypes = []any{
-	(*HelloRequest)(nil),          // 0: vendetta.nodeagent.v1.HelloRequest
-	(*HelloResponse)(nil),         // 1: vendetta.nodeagent.v1.HelloResponse
-	(*ApplyRequest)(nil),          // 2: vendetta.nodeagent.v1.ApplyRequest
-	(*ObservedWorkspace)(nil),     // 3: vendetta.nodeagent.v1.ObservedWorkspace
-	(*ApplyResponse)(nil),         // 4: vendetta.nodeagent.v1.ApplyResponse
-	(*WatchRequest)(nil),          // 5: vendetta.nodeagent.v1.WatchRequest
-	(*WatchResponse)(nil),         // 6: vendetta.nodeagent.v1.WatchResponse
-	(*LogsRequest)(nil),           // 7: vendetta.nodeagent.v1.LogsRequest
-	(*LogsResponse)(nil),          // 8: vendetta.nodeagent.v1.LogsResponse
-	(*ShutdownRequest)(nil),       // 9: vendetta.nodeagent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 10: vendetta.nodeagent.v1.ShutdownResponse
-	(*v1.NodeReport)(nil),         // 11: vendetta.v1.NodeReport
-	(*v1.WorkspaceSpec)(nil),      // 12: vendetta.v1.WorkspaceSpec
-	(v1.DesiredState)(0),          // 13: vendetta.v1.DesiredState
-	(v1.WorkspaceState)(0),        // 14: vendetta.v1.WorkspaceState
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*HelloRequest)(nil),           // 0: vendetta.nodeagent.v1.HelloRequest
+	(*HelloResponse)(nil),          // 1: vendetta.nodeagent.v1.HelloResponse
+	(*ApplyRequest)(nil),           // 2: vendetta.nodeagent.v1.ApplyRequest
+	(*ObservedWorkspace)(nil),      // 3: vendetta.nodeagent.v1.ObservedWorkspace
+	(*ApplyResponse)(nil),          // 4: vendetta.nodeagent.v1.ApplyResponse
+	(*WatchRequest)(nil),           // 5: vendetta.nodeagent.v1.WatchRequest
+	(*WatchResponse)(nil),          // 6: vendetta.nodeagent.v1.WatchResponse
+	(*LogsRequest)(nil),            // 7: vendetta.nodeagent.v1.LogsRequest
+	(*LogsResponse)(nil),           // 8: vendetta.nodeagent.v1.LogsResponse
+	(*ShutdownRequest)(nil),        // 9: vendetta.nodeagent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 10: vendetta.nodeagent.v1.ShutdownResponse
+	(*ListSnapshotsRequest)(nil),   // 11: vendetta.nodeagent.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 12: vendetta.nodeagent.v1.ListSnapshotsResponse
+	(*UsageRequest)(nil),           // 13: vendetta.nodeagent.v1.UsageRequest
+	(*UsageResponse)(nil),          // 14: vendetta.nodeagent.v1.UsageResponse
+	(*v1.NodeReport)(nil),          // 15: vendetta.v1.NodeReport
+	(*v1.WorkspaceSpec)(nil),       // 16: vendetta.v1.WorkspaceSpec
+	(v1.DesiredState)(0),           // 17: vendetta.v1.DesiredState
+	(v1.WorkspaceState)(0),         // 18: vendetta.v1.WorkspaceState
+	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
+	(*v1.Snapshot)(nil),            // 20: vendetta.v1.Snapshot
+	(*v1.ListImagesRequest)(nil),   // 21: vendetta.v1.ListImagesRequest
+	(*v1.PullImageRequest)(nil),    // 22: vendetta.v1.PullImageRequest
+	(*v1.ImportImageRequest)(nil),  // 23: vendetta.v1.ImportImageRequest
+	(*v1.PruneImagesRequest)(nil),  // 24: vendetta.v1.PruneImagesRequest
+	(*v1.ListImagesResponse)(nil),  // 25: vendetta.v1.ListImagesResponse
+	(*v1.PullImageResponse)(nil),   // 26: vendetta.v1.PullImageResponse
+	(*v1.Image)(nil),               // 27: vendetta.v1.Image
+	(*v1.PruneImagesResponse)(nil), // 28: vendetta.v1.PruneImagesResponse
 }
 var file_vendetta_nodeagent_v1_nodeagent_proto_depIdxs = []int32{
-	11, // 0: vendetta.nodeagent.v1.HelloResponse.report:type_name -> vendetta.v1.NodeReport
-	12, // 1: vendetta.nodeagent.v1.ApplyRequest.spec:type_name -> vendetta.v1.WorkspaceSpec
-	13, // 2: vendetta.nodeagent.v1.ApplyRequest.desired:type_name -> vendetta.v1.DesiredState
-	14, // 3: vendetta.nodeagent.v1.ObservedWorkspace.state:type_name -> vendetta.v1.WorkspaceState
-	15, // 4: vendetta.nodeagent.v1.ObservedWorkspace.at:type_name -> google.protobuf.Timestamp
+	15, // 0: vendetta.nodeagent.v1.HelloResponse.report:type_name -> vendetta.v1.NodeReport
+	16, // 1: vendetta.nodeagent.v1.ApplyRequest.spec:type_name -> vendetta.v1.WorkspaceSpec
+	17, // 2: vendetta.nodeagent.v1.ApplyRequest.desired:type_name -> vendetta.v1.DesiredState
+	18, // 3: vendetta.nodeagent.v1.ObservedWorkspace.state:type_name -> vendetta.v1.WorkspaceState
+	19, // 4: vendetta.nodeagent.v1.ObservedWorkspace.at:type_name -> google.protobuf.Timestamp
 	3,  // 5: vendetta.nodeagent.v1.ApplyResponse.observed:type_name -> vendetta.nodeagent.v1.ObservedWorkspace
-	11, // 6: vendetta.nodeagent.v1.WatchResponse.report:type_name -> vendetta.v1.NodeReport
+	15, // 6: vendetta.nodeagent.v1.WatchResponse.report:type_name -> vendetta.v1.NodeReport
 	3,  // 7: vendetta.nodeagent.v1.WatchResponse.workspaces:type_name -> vendetta.nodeagent.v1.ObservedWorkspace
-	0,  // 8: vendetta.nodeagent.v1.NodeAgentService.Hello:input_type -> vendetta.nodeagent.v1.HelloRequest
-	2,  // 9: vendetta.nodeagent.v1.NodeAgentService.Apply:input_type -> vendetta.nodeagent.v1.ApplyRequest
-	5,  // 10: vendetta.nodeagent.v1.NodeAgentService.Watch:input_type -> vendetta.nodeagent.v1.WatchRequest
-	7,  // 11: vendetta.nodeagent.v1.NodeAgentService.Logs:input_type -> vendetta.nodeagent.v1.LogsRequest
-	9,  // 12: vendetta.nodeagent.v1.NodeAgentService.Shutdown:input_type -> vendetta.nodeagent.v1.ShutdownRequest
-	1,  // 13: vendetta.nodeagent.v1.NodeAgentService.Hello:output_type -> vendetta.nodeagent.v1.HelloResponse
-	4,  // 14: vendetta.nodeagent.v1.NodeAgentService.Apply:output_type -> vendetta.nodeagent.v1.ApplyResponse
-	6,  // 15: vendetta.nodeagent.v1.NodeAgentService.Watch:output_type -> vendetta.nodeagent.v1.WatchResponse
-	8,  // 16: vendetta.nodeagent.v1.NodeAgentService.Logs:output_type -> vendetta.nodeagent.v1.LogsResponse
-	10, // 17: vendetta.nodeagent.v1.NodeAgentService.Shutdown:output_type -> vendetta.nodeagent.v1.ShutdownResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	20, // 8: vendetta.nodeagent.v1.ListSnapshotsResponse.snapshots:type_name -> vendetta.v1.Snapshot
+	0,  // 9: vendetta.nodeagent.v1.NodeAgentService.Hello:input_type -> vendetta.nodeagent.v1.HelloRequest
+	2,  // 10: vendetta.nodeagent.v1.NodeAgentService.Apply:input_type -> vendetta.nodeagent.v1.ApplyRequest
+	5,  // 11: vendetta.nodeagent.v1.NodeAgentService.Watch:input_type -> vendetta.nodeagent.v1.WatchRequest
+	7,  // 12: vendetta.nodeagent.v1.NodeAgentService.Logs:input_type -> vendetta.nodeagent.v1.LogsRequest
+	9,  // 13: vendetta.nodeagent.v1.NodeAgentService.Shutdown:input_type -> vendetta.nodeagent.v1.ShutdownRequest
+	11, // 14: vendetta.nodeagent.v1.NodeAgentService.ListSnapshots:input_type -> vendetta.nodeagent.v1.ListSnapshotsRequest
+	13, // 15: vendetta.nodeagent.v1.NodeAgentService.Usage:input_type -> vendetta.nodeagent.v1.UsageRequest
+	21, // 16: vendetta.nodeagent.v1.NodeAgentService.ListImages:input_type -> vendetta.v1.ListImagesRequest
+	22, // 17: vendetta.nodeagent.v1.NodeAgentService.PullImage:input_type -> vendetta.v1.PullImageRequest
+	23, // 18: vendetta.nodeagent.v1.NodeAgentService.ImportImage:input_type -> vendetta.v1.ImportImageRequest
+	24, // 19: vendetta.nodeagent.v1.NodeAgentService.PruneImages:input_type -> vendetta.v1.PruneImagesRequest
+	1,  // 20: vendetta.nodeagent.v1.NodeAgentService.Hello:output_type -> vendetta.nodeagent.v1.HelloResponse
+	4,  // 21: vendetta.nodeagent.v1.NodeAgentService.Apply:output_type -> vendetta.nodeagent.v1.ApplyResponse
+	6,  // 22: vendetta.nodeagent.v1.NodeAgentService.Watch:output_type -> vendetta.nodeagent.v1.WatchResponse
+	8,  // 23: vendetta.nodeagent.v1.NodeAgentService.Logs:output_type -> vendetta.nodeagent.v1.LogsResponse
+	10, // 24: vendetta.nodeagent.v1.NodeAgentService.Shutdown:output_type -> vendetta.nodeagent.v1.ShutdownResponse
+	12, // 25: vendetta.nodeagent.v1.NodeAgentService.ListSnapshots:output_type -> vendetta.nodeagent.v1.ListSnapshotsResponse
+	14, // 26: vendetta.nodeagent.v1.NodeAgentService.Usage:output_type -> vendetta.nodeagent.v1.UsageResponse
+	25, // 27: vendetta.nodeagent.v1.NodeAgentService.ListImages:output_type -> vendetta.v1.ListImagesResponse
+	26, // 28: vendetta.nodeagent.v1.NodeAgentService.PullImage:output_type -> vendetta.v1.PullImageResponse
+	27, // 29: vendetta.nodeagent.v1.NodeAgentService.ImportImage:output_type -> vendetta.v1.Image
+	28, // 30: vendetta.nodeagent.v1.NodeAgentService.PruneImages:output_type -> vendetta.v1.PruneImagesResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_vendetta_nodeagent_v1_nodeagent_proto_init() }
@@ -801,13 +1164,20 @@ func file_vendetta_nodeagent_v1_nodeagent_proto_init() {
 	if File_vendetta_nodeagent_v1_nodeagent_proto != nil {
 		return
 	}
+	file_vendetta_nodeagent_v1_nodeagent_proto_msgTypes[2].OneofWrappers = []any{
+		(*ApplyRequest_CreateSnapshot)(nil),
+		(*ApplyRequest_RestoreSnapshot)(nil),
+		(*ApplyRequest_RemoveSnapshot)(nil),
+		(*ApplyRequest_ForkOf)(nil),
+		(*ApplyRequest_Resize)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc), len(file_vendetta_nodeagent_v1_nodeagent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

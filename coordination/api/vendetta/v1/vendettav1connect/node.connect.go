@@ -47,6 +47,8 @@ const (
 	NodeServiceDrainNodeProcedure = "/vendetta.v1.NodeService/DrainNode"
 	// NodeServiceRemoveNodeProcedure is the fully-qualified name of the NodeService's RemoveNode RPC.
 	NodeServiceRemoveNodeProcedure = "/vendetta.v1.NodeService/RemoveNode"
+	// NodeServiceSetSparesProcedure is the fully-qualified name of the NodeService's SetSpares RPC.
+	NodeServiceSetSparesProcedure = "/vendetta.v1.NodeService/SetSpares"
 	// NodeServiceTestNodeProcedure is the fully-qualified name of the NodeService's TestNode RPC.
 	NodeServiceTestNodeProcedure = "/vendetta.v1.NodeService/TestNode"
 	// NodeServiceNodeLogsProcedure is the fully-qualified name of the NodeService's NodeLogs RPC.
@@ -65,6 +67,8 @@ type NodeServiceClient interface {
 	LabelNode(context.Context, *v1.LabelNodeRequest) (*v1.Node, error)
 	DrainNode(context.Context, *v1.DrainNodeRequest) (*v1.Node, error)
 	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
+	// SetSpares says how many spares of a provider and image a node keeps.
+	SetSpares(context.Context, *v1.SetSparesRequest) (*v1.Node, error)
 	TestNode(context.Context, *v1.TestNodeRequest) (*v1.TestNodeResponse, error)
 	NodeLogs(context.Context, *v1.NodeLogsRequest) (*connect.ServerStreamForClient[v1.NodeLogsResponse], error)
 }
@@ -122,6 +126,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("RemoveNode")),
 			connect.WithClientOptions(opts...),
 		),
+		setSpares: connect.NewClient[v1.SetSparesRequest, v1.Node](
+			httpClient,
+			baseURL+NodeServiceSetSparesProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("SetSpares")),
+			connect.WithClientOptions(opts...),
+		),
 		testNode: connect.NewClient[v1.TestNodeRequest, v1.TestNodeResponse](
 			httpClient,
 			baseURL+NodeServiceTestNodeProcedure,
@@ -146,6 +156,7 @@ type nodeServiceClient struct {
 	labelNode  *connect.Client[v1.LabelNodeRequest, v1.Node]
 	drainNode  *connect.Client[v1.DrainNodeRequest, v1.Node]
 	removeNode *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+	setSpares  *connect.Client[v1.SetSparesRequest, v1.Node]
 	testNode   *connect.Client[v1.TestNodeRequest, v1.TestNodeResponse]
 	nodeLogs   *connect.Client[v1.NodeLogsRequest, v1.NodeLogsResponse]
 }
@@ -213,6 +224,15 @@ func (c *nodeServiceClient) RemoveNode(ctx context.Context, req *v1.RemoveNodeRe
 	return nil, err
 }
 
+// SetSpares calls vendetta.v1.NodeService.SetSpares.
+func (c *nodeServiceClient) SetSpares(ctx context.Context, req *v1.SetSparesRequest) (*v1.Node, error) {
+	response, err := c.setSpares.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // TestNode calls vendetta.v1.NodeService.TestNode.
 func (c *nodeServiceClient) TestNode(ctx context.Context, req *v1.TestNodeRequest) (*v1.TestNodeResponse, error) {
 	response, err := c.testNode.CallUnary(ctx, connect.NewRequest(req))
@@ -239,6 +259,8 @@ type NodeServiceHandler interface {
 	LabelNode(context.Context, *v1.LabelNodeRequest) (*v1.Node, error)
 	DrainNode(context.Context, *v1.DrainNodeRequest) (*v1.Node, error)
 	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
+	// SetSpares says how many spares of a provider and image a node keeps.
+	SetSpares(context.Context, *v1.SetSparesRequest) (*v1.Node, error)
 	TestNode(context.Context, *v1.TestNodeRequest) (*v1.TestNodeResponse, error)
 	NodeLogs(context.Context, *v1.NodeLogsRequest, *connect.ServerStream[v1.NodeLogsResponse]) error
 }
@@ -292,6 +314,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("RemoveNode")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceSetSparesHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceSetSparesProcedure,
+		svc.SetSpares,
+		connect.WithSchema(nodeServiceMethods.ByName("SetSpares")),
+		connect.WithHandlerOptions(opts...),
+	)
 	nodeServiceTestNodeHandler := connect.NewUnaryHandlerSimple(
 		NodeServiceTestNodeProcedure,
 		svc.TestNode,
@@ -320,6 +348,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceDrainNodeHandler.ServeHTTP(w, r)
 		case NodeServiceRemoveNodeProcedure:
 			nodeServiceRemoveNodeHandler.ServeHTTP(w, r)
+		case NodeServiceSetSparesProcedure:
+			nodeServiceSetSparesHandler.ServeHTTP(w, r)
 		case NodeServiceTestNodeProcedure:
 			nodeServiceTestNodeHandler.ServeHTTP(w, r)
 		case NodeServiceNodeLogsProcedure:
@@ -359,6 +389,10 @@ func (UnimplementedNodeServiceHandler) DrainNode(context.Context, *v1.DrainNodeR
 
 func (UnimplementedNodeServiceHandler) RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.NodeService.RemoveNode is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) SetSpares(context.Context, *v1.SetSparesRequest) (*v1.Node, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.NodeService.SetSpares is not implemented"))
 }
 
 func (UnimplementedNodeServiceHandler) TestNode(context.Context, *v1.TestNodeRequest) (*v1.TestNodeResponse, error) {

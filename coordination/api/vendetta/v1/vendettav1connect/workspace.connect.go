@@ -56,6 +56,33 @@ const (
 	// WorkspaceServiceRemoveWorkspaceProcedure is the fully-qualified name of the WorkspaceService's
 	// RemoveWorkspace RPC.
 	WorkspaceServiceRemoveWorkspaceProcedure = "/vendetta.v1.WorkspaceService/RemoveWorkspace"
+	// WorkspaceServicePauseWorkspaceProcedure is the fully-qualified name of the WorkspaceService's
+	// PauseWorkspace RPC.
+	WorkspaceServicePauseWorkspaceProcedure = "/vendetta.v1.WorkspaceService/PauseWorkspace"
+	// WorkspaceServiceResumeWorkspaceProcedure is the fully-qualified name of the WorkspaceService's
+	// ResumeWorkspace RPC.
+	WorkspaceServiceResumeWorkspaceProcedure = "/vendetta.v1.WorkspaceService/ResumeWorkspace"
+	// WorkspaceServiceResizeWorkspaceProcedure is the fully-qualified name of the WorkspaceService's
+	// ResizeWorkspace RPC.
+	WorkspaceServiceResizeWorkspaceProcedure = "/vendetta.v1.WorkspaceService/ResizeWorkspace"
+	// WorkspaceServiceForkWorkspaceProcedure is the fully-qualified name of the WorkspaceService's
+	// ForkWorkspace RPC.
+	WorkspaceServiceForkWorkspaceProcedure = "/vendetta.v1.WorkspaceService/ForkWorkspace"
+	// WorkspaceServiceCreateSnapshotProcedure is the fully-qualified name of the WorkspaceService's
+	// CreateSnapshot RPC.
+	WorkspaceServiceCreateSnapshotProcedure = "/vendetta.v1.WorkspaceService/CreateSnapshot"
+	// WorkspaceServiceListSnapshotsProcedure is the fully-qualified name of the WorkspaceService's
+	// ListSnapshots RPC.
+	WorkspaceServiceListSnapshotsProcedure = "/vendetta.v1.WorkspaceService/ListSnapshots"
+	// WorkspaceServiceRestoreSnapshotProcedure is the fully-qualified name of the WorkspaceService's
+	// RestoreSnapshot RPC.
+	WorkspaceServiceRestoreSnapshotProcedure = "/vendetta.v1.WorkspaceService/RestoreSnapshot"
+	// WorkspaceServiceRemoveSnapshotProcedure is the fully-qualified name of the WorkspaceService's
+	// RemoveSnapshot RPC.
+	WorkspaceServiceRemoveSnapshotProcedure = "/vendetta.v1.WorkspaceService/RemoveSnapshot"
+	// WorkspaceServiceGetWorkspaceStatsProcedure is the fully-qualified name of the WorkspaceService's
+	// GetWorkspaceStats RPC.
+	WorkspaceServiceGetWorkspaceStatsProcedure = "/vendetta.v1.WorkspaceService/GetWorkspaceStats"
 	// OperationServiceWaitOperationProcedure is the fully-qualified name of the OperationService's
 	// WaitOperation RPC.
 	OperationServiceWaitOperationProcedure = "/vendetta.v1.OperationService/WaitOperation"
@@ -73,6 +100,19 @@ type WorkspaceServiceClient interface {
 	StopWorkspace(context.Context, *v1.StopWorkspaceRequest) (*v1.ChangeResponse, error)
 	DownWorkspace(context.Context, *v1.DownWorkspaceRequest) (*v1.ChangeResponse, error)
 	RemoveWorkspace(context.Context, *v1.RemoveWorkspaceRequest) (*v1.ChangeResponse, error)
+	PauseWorkspace(context.Context, *v1.PauseWorkspaceRequest) (*v1.ChangeResponse, error)
+	// ResumeWorkspace lets a paused workspace go on; another state is refused.
+	ResumeWorkspace(context.Context, *v1.ResumeWorkspaceRequest) (*v1.ChangeResponse, error)
+	ResizeWorkspace(context.Context, *v1.ResizeWorkspaceRequest) (*v1.ChangeResponse, error)
+	// ForkWorkspace makes a second workspace as the first one is now. It answers
+	// with the fork.
+	ForkWorkspace(context.Context, *v1.ForkWorkspaceRequest) (*v1.ChangeResponse, error)
+	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.ChangeResponse, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	// RestoreSnapshot puts a snapshot's state back; what came after it is gone.
+	RestoreSnapshot(context.Context, *v1.RestoreSnapshotRequest) (*v1.ChangeResponse, error)
+	RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.ChangeResponse, error)
+	GetWorkspaceStats(context.Context, *v1.GetWorkspaceStatsRequest) (*v1.WorkspaceStats, error)
 }
 
 // NewWorkspaceServiceClient constructs a client for the vendetta.v1.WorkspaceService service. By
@@ -128,18 +168,81 @@ func NewWorkspaceServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(workspaceServiceMethods.ByName("RemoveWorkspace")),
 			connect.WithClientOptions(opts...),
 		),
+		pauseWorkspace: connect.NewClient[v1.PauseWorkspaceRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServicePauseWorkspaceProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("PauseWorkspace")),
+			connect.WithClientOptions(opts...),
+		),
+		resumeWorkspace: connect.NewClient[v1.ResumeWorkspaceRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceResumeWorkspaceProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("ResumeWorkspace")),
+			connect.WithClientOptions(opts...),
+		),
+		resizeWorkspace: connect.NewClient[v1.ResizeWorkspaceRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceResizeWorkspaceProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("ResizeWorkspace")),
+			connect.WithClientOptions(opts...),
+		),
+		forkWorkspace: connect.NewClient[v1.ForkWorkspaceRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceForkWorkspaceProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("ForkWorkspace")),
+			connect.WithClientOptions(opts...),
+		),
+		createSnapshot: connect.NewClient[v1.CreateSnapshotRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceCreateSnapshotProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("CreateSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+WorkspaceServiceListSnapshotsProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		restoreSnapshot: connect.NewClient[v1.RestoreSnapshotRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceRestoreSnapshotProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("RestoreSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		removeSnapshot: connect.NewClient[v1.RemoveSnapshotRequest, v1.ChangeResponse](
+			httpClient,
+			baseURL+WorkspaceServiceRemoveSnapshotProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("RemoveSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		getWorkspaceStats: connect.NewClient[v1.GetWorkspaceStatsRequest, v1.WorkspaceStats](
+			httpClient,
+			baseURL+WorkspaceServiceGetWorkspaceStatsProcedure,
+			connect.WithSchema(workspaceServiceMethods.ByName("GetWorkspaceStats")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // workspaceServiceClient implements WorkspaceServiceClient.
 type workspaceServiceClient struct {
-	createWorkspace *connect.Client[v1.CreateWorkspaceRequest, v1.ChangeResponse]
-	getWorkspace    *connect.Client[v1.GetWorkspaceRequest, v1.Workspace]
-	listWorkspaces  *connect.Client[v1.ListWorkspacesRequest, v1.ListWorkspacesResponse]
-	upWorkspace     *connect.Client[v1.UpWorkspaceRequest, v1.ChangeResponse]
-	stopWorkspace   *connect.Client[v1.StopWorkspaceRequest, v1.ChangeResponse]
-	downWorkspace   *connect.Client[v1.DownWorkspaceRequest, v1.ChangeResponse]
-	removeWorkspace *connect.Client[v1.RemoveWorkspaceRequest, v1.ChangeResponse]
+	createWorkspace   *connect.Client[v1.CreateWorkspaceRequest, v1.ChangeResponse]
+	getWorkspace      *connect.Client[v1.GetWorkspaceRequest, v1.Workspace]
+	listWorkspaces    *connect.Client[v1.ListWorkspacesRequest, v1.ListWorkspacesResponse]
+	upWorkspace       *connect.Client[v1.UpWorkspaceRequest, v1.ChangeResponse]
+	stopWorkspace     *connect.Client[v1.StopWorkspaceRequest, v1.ChangeResponse]
+	downWorkspace     *connect.Client[v1.DownWorkspaceRequest, v1.ChangeResponse]
+	removeWorkspace   *connect.Client[v1.RemoveWorkspaceRequest, v1.ChangeResponse]
+	pauseWorkspace    *connect.Client[v1.PauseWorkspaceRequest, v1.ChangeResponse]
+	resumeWorkspace   *connect.Client[v1.ResumeWorkspaceRequest, v1.ChangeResponse]
+	resizeWorkspace   *connect.Client[v1.ResizeWorkspaceRequest, v1.ChangeResponse]
+	forkWorkspace     *connect.Client[v1.ForkWorkspaceRequest, v1.ChangeResponse]
+	createSnapshot    *connect.Client[v1.CreateSnapshotRequest, v1.ChangeResponse]
+	listSnapshots     *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	restoreSnapshot   *connect.Client[v1.RestoreSnapshotRequest, v1.ChangeResponse]
+	removeSnapshot    *connect.Client[v1.RemoveSnapshotRequest, v1.ChangeResponse]
+	getWorkspaceStats *connect.Client[v1.GetWorkspaceStatsRequest, v1.WorkspaceStats]
 }
 
 // CreateWorkspace calls vendetta.v1.WorkspaceService.CreateWorkspace.
@@ -205,6 +308,87 @@ func (c *workspaceServiceClient) RemoveWorkspace(ctx context.Context, req *v1.Re
 	return nil, err
 }
 
+// PauseWorkspace calls vendetta.v1.WorkspaceService.PauseWorkspace.
+func (c *workspaceServiceClient) PauseWorkspace(ctx context.Context, req *v1.PauseWorkspaceRequest) (*v1.ChangeResponse, error) {
+	response, err := c.pauseWorkspace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ResumeWorkspace calls vendetta.v1.WorkspaceService.ResumeWorkspace.
+func (c *workspaceServiceClient) ResumeWorkspace(ctx context.Context, req *v1.ResumeWorkspaceRequest) (*v1.ChangeResponse, error) {
+	response, err := c.resumeWorkspace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ResizeWorkspace calls vendetta.v1.WorkspaceService.ResizeWorkspace.
+func (c *workspaceServiceClient) ResizeWorkspace(ctx context.Context, req *v1.ResizeWorkspaceRequest) (*v1.ChangeResponse, error) {
+	response, err := c.resizeWorkspace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ForkWorkspace calls vendetta.v1.WorkspaceService.ForkWorkspace.
+func (c *workspaceServiceClient) ForkWorkspace(ctx context.Context, req *v1.ForkWorkspaceRequest) (*v1.ChangeResponse, error) {
+	response, err := c.forkWorkspace.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateSnapshot calls vendetta.v1.WorkspaceService.CreateSnapshot.
+func (c *workspaceServiceClient) CreateSnapshot(ctx context.Context, req *v1.CreateSnapshotRequest) (*v1.ChangeResponse, error) {
+	response, err := c.createSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListSnapshots calls vendetta.v1.WorkspaceService.ListSnapshots.
+func (c *workspaceServiceClient) ListSnapshots(ctx context.Context, req *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error) {
+	response, err := c.listSnapshots.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RestoreSnapshot calls vendetta.v1.WorkspaceService.RestoreSnapshot.
+func (c *workspaceServiceClient) RestoreSnapshot(ctx context.Context, req *v1.RestoreSnapshotRequest) (*v1.ChangeResponse, error) {
+	response, err := c.restoreSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveSnapshot calls vendetta.v1.WorkspaceService.RemoveSnapshot.
+func (c *workspaceServiceClient) RemoveSnapshot(ctx context.Context, req *v1.RemoveSnapshotRequest) (*v1.ChangeResponse, error) {
+	response, err := c.removeSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetWorkspaceStats calls vendetta.v1.WorkspaceService.GetWorkspaceStats.
+func (c *workspaceServiceClient) GetWorkspaceStats(ctx context.Context, req *v1.GetWorkspaceStatsRequest) (*v1.WorkspaceStats, error) {
+	response, err := c.getWorkspaceStats.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // WorkspaceServiceHandler is an implementation of the vendetta.v1.WorkspaceService service.
 type WorkspaceServiceHandler interface {
 	CreateWorkspace(context.Context, *v1.CreateWorkspaceRequest) (*v1.ChangeResponse, error)
@@ -214,6 +398,19 @@ type WorkspaceServiceHandler interface {
 	StopWorkspace(context.Context, *v1.StopWorkspaceRequest) (*v1.ChangeResponse, error)
 	DownWorkspace(context.Context, *v1.DownWorkspaceRequest) (*v1.ChangeResponse, error)
 	RemoveWorkspace(context.Context, *v1.RemoveWorkspaceRequest) (*v1.ChangeResponse, error)
+	PauseWorkspace(context.Context, *v1.PauseWorkspaceRequest) (*v1.ChangeResponse, error)
+	// ResumeWorkspace lets a paused workspace go on; another state is refused.
+	ResumeWorkspace(context.Context, *v1.ResumeWorkspaceRequest) (*v1.ChangeResponse, error)
+	ResizeWorkspace(context.Context, *v1.ResizeWorkspaceRequest) (*v1.ChangeResponse, error)
+	// ForkWorkspace makes a second workspace as the first one is now. It answers
+	// with the fork.
+	ForkWorkspace(context.Context, *v1.ForkWorkspaceRequest) (*v1.ChangeResponse, error)
+	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.ChangeResponse, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	// RestoreSnapshot puts a snapshot's state back; what came after it is gone.
+	RestoreSnapshot(context.Context, *v1.RestoreSnapshotRequest) (*v1.ChangeResponse, error)
+	RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.ChangeResponse, error)
+	GetWorkspaceStats(context.Context, *v1.GetWorkspaceStatsRequest) (*v1.WorkspaceStats, error)
 }
 
 // NewWorkspaceServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -265,6 +462,60 @@ func NewWorkspaceServiceHandler(svc WorkspaceServiceHandler, opts ...connect.Han
 		connect.WithSchema(workspaceServiceMethods.ByName("RemoveWorkspace")),
 		connect.WithHandlerOptions(opts...),
 	)
+	workspaceServicePauseWorkspaceHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServicePauseWorkspaceProcedure,
+		svc.PauseWorkspace,
+		connect.WithSchema(workspaceServiceMethods.ByName("PauseWorkspace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceResumeWorkspaceHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceResumeWorkspaceProcedure,
+		svc.ResumeWorkspace,
+		connect.WithSchema(workspaceServiceMethods.ByName("ResumeWorkspace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceResizeWorkspaceHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceResizeWorkspaceProcedure,
+		svc.ResizeWorkspace,
+		connect.WithSchema(workspaceServiceMethods.ByName("ResizeWorkspace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceForkWorkspaceHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceForkWorkspaceProcedure,
+		svc.ForkWorkspace,
+		connect.WithSchema(workspaceServiceMethods.ByName("ForkWorkspace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceCreateSnapshotHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceCreateSnapshotProcedure,
+		svc.CreateSnapshot,
+		connect.WithSchema(workspaceServiceMethods.ByName("CreateSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceListSnapshotsHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(workspaceServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceRestoreSnapshotHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceRestoreSnapshotProcedure,
+		svc.RestoreSnapshot,
+		connect.WithSchema(workspaceServiceMethods.ByName("RestoreSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceRemoveSnapshotHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceRemoveSnapshotProcedure,
+		svc.RemoveSnapshot,
+		connect.WithSchema(workspaceServiceMethods.ByName("RemoveSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	workspaceServiceGetWorkspaceStatsHandler := connect.NewUnaryHandlerSimple(
+		WorkspaceServiceGetWorkspaceStatsProcedure,
+		svc.GetWorkspaceStats,
+		connect.WithSchema(workspaceServiceMethods.ByName("GetWorkspaceStats")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vendetta.v1.WorkspaceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case WorkspaceServiceCreateWorkspaceProcedure:
@@ -281,6 +532,24 @@ func NewWorkspaceServiceHandler(svc WorkspaceServiceHandler, opts ...connect.Han
 			workspaceServiceDownWorkspaceHandler.ServeHTTP(w, r)
 		case WorkspaceServiceRemoveWorkspaceProcedure:
 			workspaceServiceRemoveWorkspaceHandler.ServeHTTP(w, r)
+		case WorkspaceServicePauseWorkspaceProcedure:
+			workspaceServicePauseWorkspaceHandler.ServeHTTP(w, r)
+		case WorkspaceServiceResumeWorkspaceProcedure:
+			workspaceServiceResumeWorkspaceHandler.ServeHTTP(w, r)
+		case WorkspaceServiceResizeWorkspaceProcedure:
+			workspaceServiceResizeWorkspaceHandler.ServeHTTP(w, r)
+		case WorkspaceServiceForkWorkspaceProcedure:
+			workspaceServiceForkWorkspaceHandler.ServeHTTP(w, r)
+		case WorkspaceServiceCreateSnapshotProcedure:
+			workspaceServiceCreateSnapshotHandler.ServeHTTP(w, r)
+		case WorkspaceServiceListSnapshotsProcedure:
+			workspaceServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case WorkspaceServiceRestoreSnapshotProcedure:
+			workspaceServiceRestoreSnapshotHandler.ServeHTTP(w, r)
+		case WorkspaceServiceRemoveSnapshotProcedure:
+			workspaceServiceRemoveSnapshotHandler.ServeHTTP(w, r)
+		case WorkspaceServiceGetWorkspaceStatsProcedure:
+			workspaceServiceGetWorkspaceStatsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -316,6 +585,42 @@ func (UnimplementedWorkspaceServiceHandler) DownWorkspace(context.Context, *v1.D
 
 func (UnimplementedWorkspaceServiceHandler) RemoveWorkspace(context.Context, *v1.RemoveWorkspaceRequest) (*v1.ChangeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.RemoveWorkspace is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) PauseWorkspace(context.Context, *v1.PauseWorkspaceRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.PauseWorkspace is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) ResumeWorkspace(context.Context, *v1.ResumeWorkspaceRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.ResumeWorkspace is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) ResizeWorkspace(context.Context, *v1.ResizeWorkspaceRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.ResizeWorkspace is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) ForkWorkspace(context.Context, *v1.ForkWorkspaceRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.ForkWorkspace is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.CreateSnapshot is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) RestoreSnapshot(context.Context, *v1.RestoreSnapshotRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.RestoreSnapshot is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) RemoveSnapshot(context.Context, *v1.RemoveSnapshotRequest) (*v1.ChangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.RemoveSnapshot is not implemented"))
+}
+
+func (UnimplementedWorkspaceServiceHandler) GetWorkspaceStats(context.Context, *v1.GetWorkspaceStatsRequest) (*v1.WorkspaceStats, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.v1.WorkspaceService.GetWorkspaceStats is not implemented"))
 }
 
 // OperationServiceClient is a client for the vendetta.v1.OperationService service.

@@ -9,6 +9,7 @@ import (
 	context "context"
 	errors "errors"
 	v1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
+	v11 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 	http "net/http"
 	strings "strings"
 )
@@ -44,6 +45,23 @@ const (
 	// NodeAgentServiceShutdownProcedure is the fully-qualified name of the NodeAgentService's Shutdown
 	// RPC.
 	NodeAgentServiceShutdownProcedure = "/vendetta.nodeagent.v1.NodeAgentService/Shutdown"
+	// NodeAgentServiceListSnapshotsProcedure is the fully-qualified name of the NodeAgentService's
+	// ListSnapshots RPC.
+	NodeAgentServiceListSnapshotsProcedure = "/vendetta.nodeagent.v1.NodeAgentService/ListSnapshots"
+	// NodeAgentServiceUsageProcedure is the fully-qualified name of the NodeAgentService's Usage RPC.
+	NodeAgentServiceUsageProcedure = "/vendetta.nodeagent.v1.NodeAgentService/Usage"
+	// NodeAgentServiceListImagesProcedure is the fully-qualified name of the NodeAgentService's
+	// ListImages RPC.
+	NodeAgentServiceListImagesProcedure = "/vendetta.nodeagent.v1.NodeAgentService/ListImages"
+	// NodeAgentServicePullImageProcedure is the fully-qualified name of the NodeAgentService's
+	// PullImage RPC.
+	NodeAgentServicePullImageProcedure = "/vendetta.nodeagent.v1.NodeAgentService/PullImage"
+	// NodeAgentServiceImportImageProcedure is the fully-qualified name of the NodeAgentService's
+	// ImportImage RPC.
+	NodeAgentServiceImportImageProcedure = "/vendetta.nodeagent.v1.NodeAgentService/ImportImage"
+	// NodeAgentServicePruneImagesProcedure is the fully-qualified name of the NodeAgentService's
+	// PruneImages RPC.
+	NodeAgentServicePruneImagesProcedure = "/vendetta.nodeagent.v1.NodeAgentService/PruneImages"
 )
 
 // NodeAgentServiceClient is a client for the vendetta.nodeagent.v1.NodeAgentService service.
@@ -58,6 +76,13 @@ type NodeAgentServiceClient interface {
 	Logs(context.Context, *v1.LogsRequest) (*connect.ServerStreamForClient[v1.LogsResponse], error)
 	// Shutdown ends the agent and its supervisor. Instances go on.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// The images on the machine; the node in a request is not looked at.
+	ListImages(context.Context, *v11.ListImagesRequest) (*v11.ListImagesResponse, error)
+	PullImage(context.Context, *v11.PullImageRequest) (*connect.ServerStreamForClient[v11.PullImageResponse], error)
+	ImportImage(context.Context) (*connect.ClientStreamForClientSimple[v11.ImportImageRequest, v11.Image], error)
+	PruneImages(context.Context, *v11.PruneImagesRequest) (*v11.PruneImagesResponse, error)
 }
 
 // NewNodeAgentServiceClient constructs a client for the vendetta.nodeagent.v1.NodeAgentService
@@ -101,16 +126,58 @@ func NewNodeAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(nodeAgentServiceMethods.ByName("Shutdown")),
 			connect.WithClientOptions(opts...),
 		),
+		listSnapshots: connect.NewClient[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse](
+			httpClient,
+			baseURL+NodeAgentServiceListSnapshotsProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("ListSnapshots")),
+			connect.WithClientOptions(opts...),
+		),
+		usage: connect.NewClient[v1.UsageRequest, v1.UsageResponse](
+			httpClient,
+			baseURL+NodeAgentServiceUsageProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("Usage")),
+			connect.WithClientOptions(opts...),
+		),
+		listImages: connect.NewClient[v11.ListImagesRequest, v11.ListImagesResponse](
+			httpClient,
+			baseURL+NodeAgentServiceListImagesProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("ListImages")),
+			connect.WithClientOptions(opts...),
+		),
+		pullImage: connect.NewClient[v11.PullImageRequest, v11.PullImageResponse](
+			httpClient,
+			baseURL+NodeAgentServicePullImageProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("PullImage")),
+			connect.WithClientOptions(opts...),
+		),
+		importImage: connect.NewClient[v11.ImportImageRequest, v11.Image](
+			httpClient,
+			baseURL+NodeAgentServiceImportImageProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		pruneImages: connect.NewClient[v11.PruneImagesRequest, v11.PruneImagesResponse](
+			httpClient,
+			baseURL+NodeAgentServicePruneImagesProcedure,
+			connect.WithSchema(nodeAgentServiceMethods.ByName("PruneImages")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeAgentServiceClient implements NodeAgentServiceClient.
 type nodeAgentServiceClient struct {
-	hello    *connect.Client[v1.HelloRequest, v1.HelloResponse]
-	apply    *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	watch    *connect.Client[v1.WatchRequest, v1.WatchResponse]
-	logs     *connect.Client[v1.LogsRequest, v1.LogsResponse]
-	shutdown *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
+	hello         *connect.Client[v1.HelloRequest, v1.HelloResponse]
+	apply         *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	watch         *connect.Client[v1.WatchRequest, v1.WatchResponse]
+	logs          *connect.Client[v1.LogsRequest, v1.LogsResponse]
+	shutdown      *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
+	listSnapshots *connect.Client[v1.ListSnapshotsRequest, v1.ListSnapshotsResponse]
+	usage         *connect.Client[v1.UsageRequest, v1.UsageResponse]
+	listImages    *connect.Client[v11.ListImagesRequest, v11.ListImagesResponse]
+	pullImage     *connect.Client[v11.PullImageRequest, v11.PullImageResponse]
+	importImage   *connect.Client[v11.ImportImageRequest, v11.Image]
+	pruneImages   *connect.Client[v11.PruneImagesRequest, v11.PruneImagesResponse]
 }
 
 // Hello calls vendetta.nodeagent.v1.NodeAgentService.Hello.
@@ -150,6 +217,52 @@ func (c *nodeAgentServiceClient) Shutdown(ctx context.Context, req *v1.ShutdownR
 	return nil, err
 }
 
+// ListSnapshots calls vendetta.nodeagent.v1.NodeAgentService.ListSnapshots.
+func (c *nodeAgentServiceClient) ListSnapshots(ctx context.Context, req *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error) {
+	response, err := c.listSnapshots.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Usage calls vendetta.nodeagent.v1.NodeAgentService.Usage.
+func (c *nodeAgentServiceClient) Usage(ctx context.Context, req *v1.UsageRequest) (*v1.UsageResponse, error) {
+	response, err := c.usage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListImages calls vendetta.nodeagent.v1.NodeAgentService.ListImages.
+func (c *nodeAgentServiceClient) ListImages(ctx context.Context, req *v11.ListImagesRequest) (*v11.ListImagesResponse, error) {
+	response, err := c.listImages.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PullImage calls vendetta.nodeagent.v1.NodeAgentService.PullImage.
+func (c *nodeAgentServiceClient) PullImage(ctx context.Context, req *v11.PullImageRequest) (*connect.ServerStreamForClient[v11.PullImageResponse], error) {
+	return c.pullImage.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ImportImage calls vendetta.nodeagent.v1.NodeAgentService.ImportImage.
+func (c *nodeAgentServiceClient) ImportImage(ctx context.Context) (*connect.ClientStreamForClientSimple[v11.ImportImageRequest, v11.Image], error) {
+	return c.importImage.CallClientStreamSimple(ctx)
+}
+
+// PruneImages calls vendetta.nodeagent.v1.NodeAgentService.PruneImages.
+func (c *nodeAgentServiceClient) PruneImages(ctx context.Context, req *v11.PruneImagesRequest) (*v11.PruneImagesResponse, error) {
+	response, err := c.pruneImages.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeAgentServiceHandler is an implementation of the vendetta.nodeagent.v1.NodeAgentService
 // service.
 type NodeAgentServiceHandler interface {
@@ -163,6 +276,13 @@ type NodeAgentServiceHandler interface {
 	Logs(context.Context, *v1.LogsRequest, *connect.ServerStream[v1.LogsResponse]) error
 	// Shutdown ends the agent and its supervisor. Instances go on.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
+	ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error)
+	Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error)
+	// The images on the machine; the node in a request is not looked at.
+	ListImages(context.Context, *v11.ListImagesRequest) (*v11.ListImagesResponse, error)
+	PullImage(context.Context, *v11.PullImageRequest, *connect.ServerStream[v11.PullImageResponse]) error
+	ImportImage(context.Context, *connect.ClientStream[v11.ImportImageRequest]) (*v11.Image, error)
+	PruneImages(context.Context, *v11.PruneImagesRequest) (*v11.PruneImagesResponse, error)
 }
 
 // NewNodeAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -202,6 +322,42 @@ func NewNodeAgentServiceHandler(svc NodeAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(nodeAgentServiceMethods.ByName("Shutdown")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeAgentServiceListSnapshotsHandler := connect.NewUnaryHandlerSimple(
+		NodeAgentServiceListSnapshotsProcedure,
+		svc.ListSnapshots,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("ListSnapshots")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAgentServiceUsageHandler := connect.NewUnaryHandlerSimple(
+		NodeAgentServiceUsageProcedure,
+		svc.Usage,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("Usage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAgentServiceListImagesHandler := connect.NewUnaryHandlerSimple(
+		NodeAgentServiceListImagesProcedure,
+		svc.ListImages,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("ListImages")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAgentServicePullImageHandler := connect.NewServerStreamHandlerSimple(
+		NodeAgentServicePullImageProcedure,
+		svc.PullImage,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("PullImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAgentServiceImportImageHandler := connect.NewClientStreamHandlerSimple(
+		NodeAgentServiceImportImageProcedure,
+		svc.ImportImage,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeAgentServicePruneImagesHandler := connect.NewUnaryHandlerSimple(
+		NodeAgentServicePruneImagesProcedure,
+		svc.PruneImages,
+		connect.WithSchema(nodeAgentServiceMethods.ByName("PruneImages")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/vendetta.nodeagent.v1.NodeAgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeAgentServiceHelloProcedure:
@@ -214,6 +370,18 @@ func NewNodeAgentServiceHandler(svc NodeAgentServiceHandler, opts ...connect.Han
 			nodeAgentServiceLogsHandler.ServeHTTP(w, r)
 		case NodeAgentServiceShutdownProcedure:
 			nodeAgentServiceShutdownHandler.ServeHTTP(w, r)
+		case NodeAgentServiceListSnapshotsProcedure:
+			nodeAgentServiceListSnapshotsHandler.ServeHTTP(w, r)
+		case NodeAgentServiceUsageProcedure:
+			nodeAgentServiceUsageHandler.ServeHTTP(w, r)
+		case NodeAgentServiceListImagesProcedure:
+			nodeAgentServiceListImagesHandler.ServeHTTP(w, r)
+		case NodeAgentServicePullImageProcedure:
+			nodeAgentServicePullImageHandler.ServeHTTP(w, r)
+		case NodeAgentServiceImportImageProcedure:
+			nodeAgentServiceImportImageHandler.ServeHTTP(w, r)
+		case NodeAgentServicePruneImagesProcedure:
+			nodeAgentServicePruneImagesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -241,4 +409,28 @@ func (UnimplementedNodeAgentServiceHandler) Logs(context.Context, *v1.LogsReques
 
 func (UnimplementedNodeAgentServiceHandler) Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.Shutdown is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) ListSnapshots(context.Context, *v1.ListSnapshotsRequest) (*v1.ListSnapshotsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.ListSnapshots is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) Usage(context.Context, *v1.UsageRequest) (*v1.UsageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.Usage is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) ListImages(context.Context, *v11.ListImagesRequest) (*v11.ListImagesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.ListImages is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) PullImage(context.Context, *v11.PullImageRequest, *connect.ServerStream[v11.PullImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.PullImage is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) ImportImage(context.Context, *connect.ClientStream[v11.ImportImageRequest]) (*v11.Image, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.ImportImage is not implemented"))
+}
+
+func (UnimplementedNodeAgentServiceHandler) PruneImages(context.Context, *v11.PruneImagesRequest) (*v11.PruneImagesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("vendetta.nodeagent.v1.NodeAgentService.PruneImages is not implemented"))
 }
