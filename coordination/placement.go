@@ -17,6 +17,9 @@ const (
 	providerNative = "native"
 )
 
+// providerLXC is the one whose workspaces may be privileged.
+const providerLXC = "lxc"
+
 // candidate is a node as placement sees it.
 type candidate struct {
 	id       string

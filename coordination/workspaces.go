@@ -60,7 +60,7 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 	if req.GetSpec() != nil {
 		spec = proto.CloneOf(req.GetSpec())
 	}
-	spec.Provider = choice.provider
+	spec.Provider, spec.ImageDigest = choice.provider, ""
 
 	wsID, err := s.newID(workspaceIDLength)
 	if err != nil {

@@ -128,6 +128,12 @@ func TestCreateRefusesBadSpecs(t *testing.T) {
 			"nan":       {Resources: &vendettav1.Resources{Cpus: math.NaN()}},
 			"memory":    {Resources: &vendettav1.Resources{MemoryBytes: math.MaxUint64}},
 			"processes": {Resources: &vendettav1.Resources{Pids: -5}},
+			"disk":      {Resources: &vendettav1.Resources{DiskBytes: 1}},
+			"much disk": {Resources: &vendettav1.Resources{DiskBytes: math.MaxUint64}},
+			"checksum":  {Provider: "qemu", Image: "https://example.org/a.qcow2", Checksum: "sha512:" + strings.Repeat("a", 64)},
+			"checked":   {Provider: "qemu", Image: "debian:12", Checksum: "sha256:" + strings.Repeat("a", 64)},
+			"root":      {Provider: "docker", Privileged: true},
+			"any root":  {Privileged: true},
 			"network":   {Network: 77},
 			"source":    {Source: &vendettav1.Source{Path: "/a\nb"}},
 		}
@@ -187,6 +193,7 @@ func TestCreateIsIdempotent(t *testing.T) {
 			"cpus":               func(s *vendettav1.WorkspaceSpec) { s.Resources.Cpus = 3 },
 			"memory":             func(s *vendettav1.WorkspaceSpec) { s.Resources.MemoryBytes = 64 << 20 },
 			"limit of processes": func(s *vendettav1.WorkspaceSpec) { s.Resources = &vendettav1.Resources{Cpus: 2, MemoryBytes: 1 << 30} },
+			"disk limit":         func(s *vendettav1.WorkspaceSpec) { s.Resources.DiskBytes = 1 << 30 },
 			"network":            func(s *vendettav1.WorkspaceSpec) { s.Network = vendettav1.Network_NETWORK_NONE },
 			"host":               func(s *vendettav1.WorkspaceSpec) { s.Network = vendettav1.Network_NETWORK_HOST },
 			"source":             func(s *vendettav1.WorkspaceSpec) { s.Source = nil },
@@ -205,6 +212,21 @@ func TestCreateIsIdempotent(t *testing.T) {
 			t.Errorf("%d operations were sent", got)
 		}
 	})
+}
+
+func TestSpecDifference(t *testing.T) {
+	have := &vendettav1.WorkspaceSpec{Provider: "lxc", Image: "https://example.org/a", Checksum: "sha256:1", Privileged: true}
+	for word, edit := range map[string]func(*vendettav1.WorkspaceSpec){
+		"":             func(*vendettav1.WorkspaceSpec) {},
+		"checksum":     func(s *vendettav1.WorkspaceSpec) { s.Checksum = "" },
+		"unprivileged": func(s *vendettav1.WorkspaceSpec) { s.Privileged = false },
+	} {
+		want := proto.CloneOf(have)
+		edit(want)
+		if got := specDifference("", "n", want, have); (got == "") != (word == "") || !strings.Contains(got, word) {
+			t.Errorf("%q: %q", word, got)
+		}
+	}
 }
 
 // A key answers with its operation even when the workspace has gone since.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
 	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1/guestv1connect"
 	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
+	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 	"github.com/vendetta-dev/vendetta/coordination/api/wire"
 	"github.com/vendetta-dev/vendetta/providers"
 )
@@ -169,6 +171,7 @@ func TestApplyRefuses(t *testing.T) {
 		"grace":       {func(r *nodeagentv1.ApplyRequest) { r.GraceSeconds = -1 }, api.InvalidArgument},
 		"desired":     {func(r *nodeagentv1.ApplyRequest) { r.Desired = 77 }, api.InvalidArgument},
 		"network":     {func(r *nodeagentv1.ApplyRequest) { r.Spec.Network = 77 }, api.InvalidArgument},
+		"limit":       {func(r *nodeagentv1.ApplyRequest) { r.Spec.Resources = &vendettav1.Resources{DiskBytes: math.MaxUint64} }, api.InvalidArgument},
 		"no provider": {func(r *nodeagentv1.ApplyRequest) { r.Spec = nil }, api.InvalidArgument},
 		"provider":    {func(r *nodeagentv1.ApplyRequest) { r.Spec.Provider = "other" }, api.FailedPrecondition},
 	} {
@@ -188,6 +191,23 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	if len(b.did()) != 0 {
 		t.Errorf("did %v", b.did())
+	}
+}
+
+func TestSpecReachesTheProvider(t *testing.T) {
+	t.Parallel()
+	r := request("o1", 4, running)
+	r.Spec = &vendettav1.WorkspaceSpec{
+		Provider: "box", Image: "https://example.org/a.qcow2", ImageDigest: "sha256:d", Checksum: "sha256:c", Privileged: true,
+		Resources: &vendettav1.Resources{Cpus: 1.5, MemoryBytes: 2, Pids: 3, DiskBytes: 4}, Network: vendettav1.Network_NETWORK_NONE,
+	}
+	got, err := specOf(r)
+	want := providers.Spec{
+		Workspace: "w1", Name: "web", Generation: 4, Image: "https://example.org/a.qcow2", Digest: "sha256:d", Checksum: "sha256:c",
+		Privileged: true, Resources: providers.Resources{CPUs: 1.5, MemoryBytes: 2, PIDs: 3, DiskBytes: 4}, Network: providers.NetworkNone,
+	}
+	if err != nil || got != want {
+		t.Fatalf("got %+v %v, want %+v", got, err, want)
 	}
 }
 

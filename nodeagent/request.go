@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"math"
 	"net/http"
 	"regexp"
 	"time"
@@ -39,6 +40,9 @@ func validateApply(r *nodeagentv1.ApplyRequest) error {
 	default:
 		return api.Errorf(api.InvalidArgument, "apply to workspace %s: desired state %d is not known here", r.GetWorkspaceName(), r.GetDesired())
 	}
+	if res := r.GetSpec().GetResources(); res.GetMemoryBytes() > math.MaxInt64 || res.GetDiskBytes() > math.MaxInt64 {
+		return api.Errorf(api.InvalidArgument, "apply to workspace %s: a limit of more than %d bytes", r.GetWorkspaceName(), int64(math.MaxInt64))
+	}
 	if _, err := networkOf(r.GetSpec().GetNetwork()); err != nil {
 		return err
 	}
@@ -63,19 +67,26 @@ func specOf(r *nodeagentv1.ApplyRequest) (providers.Spec, error) {
 	if err != nil {
 		return providers.Spec{}, err
 	}
-	resources := r.GetSpec().GetResources()
 	return providers.Spec{
 		Workspace:  r.GetWorkspaceId(),
 		Name:       r.GetWorkspaceName(),
 		Generation: r.GetGeneration(),
 		Image:      r.GetSpec().GetImage(),
+		Digest:     r.GetSpec().GetImageDigest(),
+		Checksum:   r.GetSpec().GetChecksum(),
+		Privileged: r.GetSpec().GetPrivileged(),
 		Network:    network,
-		Resources: providers.Resources{
-			CPUs:        resources.GetCpus(),
-			MemoryBytes: int64(resources.GetMemoryBytes()),
-			PIDs:        resources.GetPids(),
-		},
+		Resources:  resourcesOf(r.GetSpec().GetResources()),
 	}, nil
+}
+
+func resourcesOf(r *vendettav1.Resources) providers.Resources {
+	return providers.Resources{
+		CPUs:        r.GetCpus(),
+		MemoryBytes: int64(r.GetMemoryBytes()),
+		PIDs:        r.GetPids(),
+		DiskBytes:   int64(r.GetDiskBytes()),
+	}
 }
 
 func graceOf(r *nodeagentv1.ApplyRequest) time.Duration {
