@@ -69,7 +69,7 @@ func TestContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := thisMachine().signal(last.process, unix.SIGKILL); err != nil {
+			if err := last.Process.Signal(unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		},

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 )
 
 // Create prepares the folders of an instance and of its volume.
@@ -109,7 +110,7 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(write(filepath.Join(fresh, recordFile), r)); err != nil {
+	if err := errors.Join(host.Write(filepath.Join(fresh, recordFile), r)); err != nil {
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
 	if err := os.Rename(fresh, dir); err != nil {
@@ -140,7 +141,7 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 		}
 	}
 	r.Ready = true
-	return write(filepath.Join(dir, recordFile), r)
+	return host.Write(filepath.Join(dir, recordFile), r)
 }
 
 // makeDir makes one folder that nobody else can reach yet. owned ones are the

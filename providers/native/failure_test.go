@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // powerless runs do in namespaces of its own without the right to change them.
@@ -57,7 +59,7 @@ func TestStepsWithoutTheRight(t *testing.T) {
 		"sealProc":    sealProc,
 		"confine":     confine,
 		"network":     func() error { return configureNetwork(plan{OwnNetwork: true}) },
-		"link":        func() error { nl, err := dialNetlink(); return errors.Join(err, nl.remove("lo")) },
+		"link":        func() error { nl, err := network.Dial(); return errors.Join(err, nl.Remove("lo")) },
 	} {
 		if err := powerless(t, step); !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EINVAL) {
 			t.Errorf("%s: %v", what, err)
@@ -103,7 +105,7 @@ func TestJoinRefused(t *testing.T) {
 	if !r.machine.canNAT() {
 		t.Skip("needs a root agent with iptables")
 	}
-	current := run{process: process{PID: os.Getpid()}}
+	current := run{Process: host.Process{PID: os.Getpid()}}
 	pl := plan{Files: map[string]string{}}
 	if err := powerless(t, func() error { return r.join(t.Context(), "w1", providers.NetworkPrivate, &pl, &current) }); !errors.Is(err, unix.EPERM) {
 		t.Error(err)
@@ -226,16 +228,16 @@ func TestBadStateFolder(t *testing.T) {
 	if err := removeAll(ctx, filepath.Join(file, "x", "y")); err == nil {
 		t.Error("removed below a file")
 	}
-	if err := write(filepath.Join(file, "x"), 1); err == nil {
+	if err := host.Write(filepath.Join(file, "x"), 1); err == nil {
 		t.Error("wrote below a file")
 	}
-	if err := write(file, func() {}); err == nil {
+	if err := host.Write(file, func() {}); err == nil {
 		t.Error("wrote a function")
 	}
-	if err := write(r.dir, 1); err == nil {
+	if err := host.Write(r.dir, 1); err == nil {
 		t.Error("wrote over a folder")
 	}
-	if _, err := lockFile(r.dir); err == nil {
+	if _, err := host.Lock(r.dir); err == nil {
 		t.Error("locked a folder for writing")
 	}
 	for _, taken := range []string{"instances", "volumes", "trash"} {
@@ -278,7 +280,7 @@ func TestSweepIsCancelled(t *testing.T) {
 func TestLimitUnified(t *testing.T) {
 	r := newRig(t)
 	top := filepath.Join(r.dir, "cg")
-	at := filepath.Join(top, cgroupParent, "w1")
+	at := filepath.Join(top, host.GroupParent, "w1")
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +295,7 @@ func TestLimitUnified(t *testing.T) {
 	put(r.machine.mounts, "cgroup2 "+top+" cgroup2 rw 0 0\n")
 	res := providers.Resources{PIDs: 7, MemoryBytes: 1 << 20, CPUs: 2}
 	limit := func() (run, error) {
-		current := run{process: process{PID: 42}}
+		current := run{Process: host.Process{PID: 42}}
 		err := r.limit("w1", res, &current)
 		return current, err
 	}
@@ -312,7 +314,7 @@ func TestLimitUnified(t *testing.T) {
 		t.Error("no subtree_control, and no error")
 	}
 	put(filepath.Join(top, "cgroup.subtree_control"), "")
-	put(filepath.Join(top, cgroupParent, "cgroup.subtree_control"), "")
+	put(filepath.Join(top, host.GroupParent, "cgroup.subtree_control"), "")
 	if _, err := limit(); err == nil {
 		t.Error("no files of the group, and no error")
 	}
@@ -335,7 +337,7 @@ func TestLimitUnified(t *testing.T) {
 		}
 	}
 	// A played group is no empty folder, so that removal is refused.
-	if err := removeGroups(t.Context(), current.Cgroups); !errors.Is(err, unix.ENOTEMPTY) {
+	if err := host.RemoveGroups(t.Context(), current.Cgroups); !errors.Is(err, unix.ENOTEMPTY) {
 		t.Error(err)
 	}
 	// Version 1 next to it, where the parent is a file.
@@ -363,7 +365,7 @@ func TestGroupInUse(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := removeGroups(ctx, last.Cgroups); !errors.Is(err, context.Canceled) {
+	if err := host.RemoveGroups(ctx, last.Cgroups); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
@@ -411,7 +413,7 @@ func TestStartRefused(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(held, "in use"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := write(filepath.Join(dir, runFile), run{Cgroups: []string{held}}); err != nil {
+	if err := host.Write(filepath.Join(dir, runFile), run{Cgroups: []string{held}}); err != nil {
 		t.Fatal(err)
 	}
 	refused("release")

@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // initEnv marks the init stage, so that a test binary knows itself in it.
@@ -401,25 +403,25 @@ func configureNetwork(pl plan) error {
 	if !pl.OwnNetwork {
 		return nil
 	}
-	nl, err := dialNetlink()
+	nl, err := network.Dial()
 	if err != nil {
 		return err
 	}
-	defer nl.close()
+	defer nl.Close()
 	last := 0
 	if pl.Range {
 		last = idsPerInstance - 1
 	}
 	err = errors.Join(
-		nl.up("lo"),
+		nl.Up("lo"),
 		// Lets ping work without CAP_NET_RAW.
 		os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 "+strconv.Itoa(last)), 0),
 	)
 	if err != nil || pl.Address == "" {
 		return err
 	}
-	if err := nl.address(guestInterface, pl.Address); err != nil {
+	if err := nl.Address(guestInterface, pl.Address); err != nil {
 		return err
 	}
-	return errors.Join(nl.up(guestInterface), nl.defaultRoute(pl.Gateway))
+	return errors.Join(nl.Up(guestInterface), nl.DefaultRoute(pl.Gateway))
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // The main thread cannot be thrown away, and it is what /proc/self shows: no test
@@ -154,13 +156,13 @@ func TestProbeRoot(t *testing.T) {
 }
 
 func TestConfigureNetwork(t *testing.T) {
-	up := func(pl plan, prepare func(nl *netlink) error) error {
+	up := func(pl plan, prepare func(nl *network.Netlink) error) error {
 		return inNamespaces(t, func() error {
-			nl, err := dialNetlink()
+			nl, err := network.Dial()
 			if err != nil {
 				return err
 			}
-			defer nl.close()
+			defer nl.Close()
 			if prepare != nil {
 				if err := prepare(nl); err != nil {
 					return err
@@ -169,7 +171,7 @@ func TestConfigureNetwork(t *testing.T) {
 			return configureNetwork(pl)
 		})
 	}
-	pair := func(nl *netlink) error { return nl.veth("other", unix.Gettid()) }
+	pair := func(nl *network.Netlink) error { return nl.Veth("other", guestInterface, unix.Gettid()) }
 	if err := up(plan{OwnNetwork: true}, nil); err != nil {
 		t.Error(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 	"github.com/vendetta-dev/vendetta/providers/link"
 )
 
@@ -37,11 +38,11 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 	if err != nil {
 		return failed("stop", ws, err)
 	}
-	if grace > 0 && p.machine.alive(last.process) {
-		if err := p.machine.signal(last.process, unix.SIGTERM); err != nil {
+	if grace > 0 && last.Process.Alive() {
+		if err := last.Process.Signal(unix.SIGTERM); err != nil {
 			return failed("stop", ws, err)
 		}
-		if _, err := p.machine.gone(ctx, last.process, grace); err != nil {
+		if _, err := last.Process.Gone(ctx, grace); err != nil {
 			return failed("stop", ws, err)
 		}
 	}
@@ -50,11 +51,11 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 
 // end kills what runs and clears what it held.
 func (p *Provider) end(ctx context.Context, ws string, last run) error {
-	if p.machine.alive(last.process) {
-		if err := p.machine.signal(last.process, unix.SIGKILL); err != nil {
+	if last.Process.Alive() {
+		if err := last.Process.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
-		gone, err := p.machine.gone(ctx, last.process, killWait)
+		gone, err := last.Process.Gone(ctx, killWait)
 		if err != nil {
 			return err
 		}
@@ -72,7 +73,7 @@ func (p *Provider) release(ctx context.Context, ws string, last run) error {
 	if err := p.leave(ctx, last); err != nil {
 		return err
 	}
-	if err := removeGroups(ctx, last.Cgroups); err != nil {
+	if err := host.RemoveGroups(ctx, last.Cgroups); err != nil {
 		return err
 	}
 	err := os.Remove(filepath.Join(p.instanceDir(ws), runFile))
@@ -96,7 +97,7 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 		// Records are replaced whole, so one that cannot be read was spoilt by a
 		// loss of power, after which nothing runs.
 		last, err := p.run(ws)
-		if err != nil && !spoilt(err) {
+		if err != nil && !host.Spoilt(err) {
 			return failed("destroy", ws, err)
 		}
 		if err := p.end(ctx, ws, last); err != nil {
@@ -135,11 +136,11 @@ func (p *Provider) Inspect(_ context.Context, ws string) (providers.Instance, er
 		i.State, i.Message = providers.StateBroken, "half-made"
 	case err != nil:
 		i.State, i.Message = providers.StateBroken, "unreadable record of its process"
-	case p.machine.alive(last.process):
+	case last.Process.Alive():
 		i.State, i.StartedAt = providers.StateRunning, last.Started
 	case verr != nil:
 		i.State, i.Message = providers.StateBroken, "its volume is gone"
-	case last.PID != 0 && last.BootID != p.machine.bootID:
+	case last.PID != 0 && last.BootID != host.BootID():
 		i.Message = "the machine was restarted"
 	case last.PID != 0:
 		i.Message = "the guest has ended"
@@ -179,7 +180,7 @@ func (p *Provider) Connect(ctx context.Context, ws string) (net.Conn, error) {
 	if err != nil {
 		return nil, failed("connect", ws, err)
 	}
-	if !p.machine.alive(last.process) {
+	if !last.Process.Alive() {
 		return nil, notRunning("connect", ws)
 	}
 	v, err := p.volume(ws)

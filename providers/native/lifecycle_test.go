@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 )
 
 func TestLife(t *testing.T) {
@@ -103,7 +104,7 @@ func TestAdoption(t *testing.T) {
 	if err := r.Stop(t.Context(), "w1", patience); err != nil {
 		t.Fatal(err)
 	}
-	if r.machine.alive(before.process) {
+	if before.Process.Alive() {
 		t.Error("it still runs")
 	}
 }
@@ -116,16 +117,16 @@ func TestProcessIDsAreReused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, forged := range map[string]process{
+	for what, forged := range map[string]host.Process{
 		"id":     {PID: os.Getpid(), Start: last.Start, BootID: last.BootID},
 		"reboot": {PID: last.PID, Start: last.Start, BootID: "another"},
 		"absent": {PID: 1 << 22, Start: 1, BootID: last.BootID},
 		"none":   {},
 	} {
 		run := last
-		run.process = forged
+		run.Process = forged
 		run.Cgroups, run.Veth = nil, ""
-		if err := write(filepath.Join(r.instanceDir("w1"), runFile), run); err != nil {
+		if err := host.Write(filepath.Join(r.instanceDir("w1"), runFile), run); err != nil {
 			t.Fatal(err)
 		}
 		i, err := r.Inspect(t.Context(), "w1")
@@ -138,14 +139,14 @@ func TestProcessIDsAreReused(t *testing.T) {
 		if err := r.Stop(t.Context(), "w1", time.Second); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-		if err := r.machine.signal(forged, unix.SIGKILL); err != nil {
+		if err := forged.Signal(unix.SIGKILL); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if !r.machine.alive(last.process) {
+	if !last.Process.Alive() {
 		t.Fatal("the guest was hit")
 	}
-	if err := write(filepath.Join(r.instanceDir("w1"), runFile), last); err != nil {
+	if err := host.Write(filepath.Join(r.instanceDir("w1"), runFile), last); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -157,10 +158,10 @@ func TestGuestEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.machine.signal(last.process, unix.SIGKILL); err != nil {
+	if err := last.Process.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := r.machine.gone(t.Context(), last.process, patience); !gone || err != nil {
+	if gone, err := last.Process.Gone(t.Context(), patience); !gone || err != nil {
 		t.Fatal(gone, err)
 	}
 	i, err := r.Inspect(t.Context(), "w1")
@@ -263,7 +264,7 @@ func TestHalfMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec.Ready = false
-	if err := write(path, rec); err != nil {
+	if err := host.Write(path, rec); err != nil {
 		t.Fatal(err)
 	}
 	if s := r.state("w1"); s != providers.StateBroken {

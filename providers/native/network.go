@@ -3,7 +3,6 @@
 package native
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,11 +12,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 const (
@@ -43,7 +42,7 @@ func (m machine) canNAT() bool { return m.root && m.iptables != "" }
 // join connects the child to its network and notes in pl what Init shall do.
 func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, pl *plan, r *run) error {
 	if kind == providers.NetworkHost {
-		raw, err := os.ReadFile(resolvConf)
+		raw, err := os.ReadFile(network.ResolvConf)
 		if err == nil {
 			pl.Files["resolv.conf"] = string(raw)
 		} else if errors.Is(err, fs.ErrNotExist) {
@@ -54,22 +53,22 @@ func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, 
 	if kind != providers.NetworkPrivate || !p.machine.canNAT() {
 		return nil
 	}
-	release, err := lockFile(networkLock)
+	release, err := host.Lock(networkLock)
 	if err != nil {
 		return err
 	}
 	defer release()
-	nl, err := dialNetlink()
+	nl, err := network.Dial()
 	if err != nil {
 		return err
 	}
-	defer nl.close()
+	defer nl.Close()
 	r.Veth = vethName(ws)
 	// The dying namespace of a guest that was killed may still hold the name.
-	if err := nl.remove(r.Veth); err != nil {
+	if err := nl.Remove(r.Veth); err != nil {
 		return err
 	}
-	taken, err := addresses()
+	taken, err := network.Addresses()
 	if err != nil {
 		return err
 	}
@@ -79,21 +78,23 @@ func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, 
 	}
 	host := block.Addr().Next()
 	inside := host.Next()
-	if err := nl.veth(r.Veth, r.PID); err != nil {
+	if err := nl.Veth(r.Veth, guestInterface, r.PID); err != nil {
 		return err
 	}
-	if err := nl.address(r.Veth, netip.PrefixFrom(host, block.Bits()).String()); err != nil {
+	if err := nl.Address(r.Veth, netip.PrefixFrom(host, block.Bits()).String()); err != nil {
 		return err
 	}
-	if err := nl.up(r.Veth); err != nil {
+	if err := nl.Up(r.Veth); err != nil {
 		return err
 	}
-	if err := p.openWay(ctx); err != nil {
+	if switched, err := p.way().Open(ctx); err != nil {
 		return err
+	} else if switched {
+		p.log.Info("switched on IPv4 forwarding for private networks")
 	}
 	pl.Address = netip.PrefixFrom(inside, block.Bits()).String()
 	pl.Gateway = host.String()
-	pl.Files["resolv.conf"] = resolver(resolvConf, upstreams)
+	pl.Files["resolv.conf"] = network.Resolver(network.ResolvConf, network.Upstreams)
 	return nil
 }
 
@@ -102,17 +103,17 @@ func (p *Provider) leave(ctx context.Context, r run) error {
 	if r.Veth == "" {
 		return nil
 	}
-	release, err := lockFile(networkLock)
+	release, err := host.Lock(networkLock)
 	if err != nil {
 		return err
 	}
 	defer release()
-	nl, err := dialNetlink()
+	nl, err := network.Dial()
 	if err != nil {
 		return err
 	}
-	defer nl.close()
-	if err := nl.remove(r.Veth); err != nil {
+	defer nl.Close()
+	if err := nl.Remove(r.Veth); err != nil {
 		return err
 	}
 	interfaces, err := net.Interfaces()
@@ -124,21 +125,7 @@ func (p *Provider) leave(ctx context.Context, r run) error {
 			return nil
 		}
 	}
-	return p.closeWay(ctx)
-}
-
-func addresses() ([]netip.Prefix, error) {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	var taken []netip.Prefix
-	for _, a := range all {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			taken = append(taken, prefix)
-		}
-	}
-	return taken, nil
+	return p.way().Close(ctx)
 }
 
 // freeBlock finds four addresses in pool that no interface of the machine has
@@ -164,108 +151,7 @@ func freeBlock(pool netip.Prefix, taken []netip.Prefix) (netip.Prefix, error) {
 	}
 }
 
-// rules of the pool, one for all instances: reach out by the machine's address,
-// but not each other. The order is that of the finished chain.
-func rules(pool netip.Prefix) [][]string {
-	s := pool.String()
-	mark := []string{"-m", "comment", "--comment", ruleComment}
-	rule := func(words ...string) []string { return append(words, mark...) }
-	return [][]string{
-		rule("filter", "FORWARD", "-s", s, "-d", s, "-j", "DROP"),
-		rule("filter", "FORWARD", "-s", s, "-j", "ACCEPT"),
-		rule("filter", "FORWARD", "-d", s, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"),
-		// Nobody reaches in, whatever the machine's own rules would allow.
-		rule("filter", "FORWARD", "-d", s, "-j", "DROP"),
-		rule("nat", "POSTROUTING", "-s", s, "!", "-d", s, "-j", "MASQUERADE"),
-	}
-}
-
-// openWay makes the machine forward for the pool, ahead of others' rules (dockerd
-// sets the chain's policy to DROP). The caller holds the lock.
-func (p *Provider) openWay(ctx context.Context) error {
-	const forward = "/proc/sys/net/ipv4/ip_forward"
-	if now, err := os.ReadFile(forward); err != nil {
-		return err
-	} else if string(bytes.TrimSpace(now)) != "1" {
-		if err := os.WriteFile(forward, []byte("1"), 0); err != nil {
-			return err
-		}
-		p.log.Info("switched on IPv4 forwarding for private networks")
-	}
-	wanted := rules(p.subnet)
-	// Inserting puts a rule first, so the last goes first.
-	for i := len(wanted) - 1; i >= 0; i-- {
-		r := wanted[i]
-		if p.iptables(ctx, append([]string{"-t", r[0], "-C"}, r[1:]...)) == nil {
-			continue
-		}
-		if err := p.iptables(ctx, append([]string{"-t", r[0], "-I"}, r[1:]...)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// closeWay removes the rules. The caller holds the lock.
-func (p *Provider) closeWay(ctx context.Context) error {
-	for _, r := range rules(p.subnet) {
-		args := func(op string) []string { return append([]string{"-t", r[0], op}, r[1:]...) }
-		for p.iptables(ctx, args("-C")) == nil {
-			if err := p.iptables(ctx, args("-D")); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (p *Provider) iptables(ctx context.Context, args []string) error {
-	cmd := exec.CommandContext(ctx, p.machine.iptables, append([]string{"-w", "5"}, args...)...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", filepath.Base(p.machine.iptables), err, bytes.TrimSpace(out))
-	}
-	return nil
-}
-
-// Where the machine's name servers are written down. A resolver on the machine's
-// loopback is out of reach from another network namespace; systemd keeps the real
-// ones in the second file.
-const (
-	resolvConf = "/etc/resolv.conf"
-	upstreams  = "/run/systemd/resolve/resolv.conf"
-)
-
-// resolver is the text of the first of files that has a name server which another
-// network namespace reaches.
-func resolver(files ...string) string {
-	for _, file := range files {
-		if raw, err := os.ReadFile(file); err == nil {
-			if text := reachable(string(raw)); text != "" {
-				return text
-			}
-		}
-	}
-	return "# the machine's name server is missing or listens on its loopback only\n"
-}
-
-// reachable drops name servers on loopback; "" when none is left.
-func reachable(text string) string {
-	var out []string
-	found := false
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) > 1 && f[0] == "nameserver" {
-			addr, err := netip.ParseAddr(f[1])
-			if err != nil || addr.IsLoopback() {
-				continue
-			}
-			found = true
-		}
-		out = append(out, strings.TrimRight(line, "\n"))
-	}
-	if !found {
-		return ""
-	}
-	return strings.Join(out, "\n") + "\n"
+// way is the private networks' way out.
+func (p *Provider) way() network.Way {
+	return network.Way{Program: p.machine.iptables, Pool: p.subnet, Comment: ruleComment}
 }

@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // far is a machine of its own beyond this one: a network namespace that is joined
@@ -30,7 +32,7 @@ func far(t *testing.T) (in func(func()), address string) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	nl, err := dialNetlink()
+	nl, err := network.Dial()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,12 +40,12 @@ func far(t *testing.T) (in func(func()), address string) {
 	t.Cleanup(func() {
 		_ = holder.Process.Kill()
 		_ = holder.Wait()
-		if err := nl.remove(link); err != nil {
+		if err := nl.Remove(link); err != nil {
 			t.Error(err)
 		}
-		nl.close()
+		nl.Close()
 	})
-	for _, err := range []error{nl.veth(link, holder.Process.Pid), nl.address(link, "198.51.100.1/30"), nl.up(link)} {
+	for _, err := range []error{nl.Veth(link, guestInterface, holder.Process.Pid), nl.Address(link, "198.51.100.1/30"), nl.Up(link)} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,13 +69,13 @@ func far(t *testing.T) (in func(func()), address string) {
 		<-done
 	}
 	in(func() {
-		nl, err := dialNetlink()
+		nl, err := network.Dial()
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		defer nl.close()
-		for _, err := range []error{nl.address("eth0", "198.51.100.2/30"), nl.up("eth0"), nl.up("lo")} {
+		defer nl.Close()
+		for _, err := range []error{nl.Address("eth0", "198.51.100.2/30"), nl.Up("eth0"), nl.Up("lo")} {
 			if err != nil {
 				t.Error(err)
 			}
@@ -189,7 +191,7 @@ func TestPrivateNetwork(t *testing.T) {
 	if n := veths(); n != 0 {
 		t.Errorf("%d links stay", n)
 	}
-	release, err := lockFile(networkLock) // other providers of this machine wait
+	release, err := host.Lock(networkLock) // other providers of this machine wait
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,37 +272,6 @@ func TestFreeBlock(t *testing.T) {
 	}
 }
 
-func TestResolver(t *testing.T) {
-	for in, want := range map[string]string{
-		"nameserver 192.0.2.53\n":                         "nameserver 192.0.2.53\n",
-		"nameserver 127.0.0.53\noptions edns0\n":          "",
-		"search a\nnameserver ::1\nnameserver 192.0.2.53": "search a\nnameserver 192.0.2.53\n",
-		"nameserver nonsense\n":                           "",
-		"":                                                "",
-		"# nameserver 192.0.2.1\nnameserver 127.0.0.1\nxyz a\n": "",
-	} {
-		if got := reachable(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
-func TestResolverFiles(t *testing.T) {
-	stub, real := filepath.Join(t.TempDir(), "stub"), filepath.Join(t.TempDir(), "real")
-	if err := os.WriteFile(stub, []byte("nameserver 127.0.0.53\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if text := resolver(stub, real); !strings.HasPrefix(text, "#") {
-		t.Error(text)
-	}
-	if err := os.WriteFile(real, []byte("nameserver 192.0.2.53\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if text := resolver(stub, real); text != "nameserver 192.0.2.53\n" {
-		t.Error(text)
-	}
-}
-
 // In a network that nothing was done to yet.
 func TestOpenWay(t *testing.T) {
 	r := newRig(t)
@@ -313,7 +284,7 @@ func TestOpenWay(t *testing.T) {
 			return err
 		}
 		for range 2 {
-			if err := r.openWay(t.Context()); err != nil {
+			if _, err := r.way().Open(t.Context()); err != nil {
 				return err
 			}
 		}
@@ -326,7 +297,7 @@ func TestOpenWay(t *testing.T) {
 		if lerr != nil || len(rules) != 5 || !strings.HasSuffix(rules[1], "DROP") {
 			err = errors.Join(err, lerr, errors.New(string(out)))
 		}
-		err = errors.Join(err, r.closeWay(t.Context()), r.closeWay(t.Context()))
+		err = errors.Join(err, r.way().Close(t.Context()), r.way().Close(t.Context()))
 		out, lerr = exec.Command(r.machine.iptables, "-S", "FORWARD").Output()
 		if lerr != nil || strings.Contains(string(out), ruleComment) {
 			err = errors.Join(err, lerr, errors.New(string(out)))
@@ -334,30 +305,6 @@ func TestOpenWay(t *testing.T) {
 		return err
 	})
 	if err != nil {
-		t.Error(err)
-	}
-}
-
-func TestNetlinkRefusals(t *testing.T) {
-	nl, err := dialNetlink()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nl.close()
-	for what, err := range map[string]error{
-		"up":      nl.up("absent0"),
-		"prefix":  nl.address("lo", "nonsense"),
-		"address": nl.address("absent0", "192.0.2.1/30"),
-		"gateway": nl.defaultRoute("nonsense"),
-		"route":   nl.defaultRoute("203.0.113.1"),
-		"veth":    nl.veth("a-name-that-is-too-long", os.Getpid()),
-		"again":   nl.address("lo", "127.0.0.1/8"),
-	} {
-		if err == nil {
-			t.Errorf("%s succeeded", what)
-		}
-	}
-	if err := nl.remove("absent0"); err != nil && os.Geteuid() == 0 {
 		t.Error(err)
 	}
 }
@@ -378,11 +325,11 @@ func TestFirewallFailures(t *testing.T) {
 		if os.Geteuid() != 0 {
 			continue // may not switch on forwarding
 		}
-		if err := r.openWay(t.Context()); (err != nil) != c.fails {
+		if _, err := r.way().Open(t.Context()); (err != nil) != c.fails {
 			t.Errorf("%s: %v", c.script, err)
 		}
 	}
-	if err := r.closeWay(t.Context()); err == nil {
+	if err := r.way().Close(t.Context()); err == nil {
 		t.Error("a rule that cannot be deleted was")
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/sourcegraph/conc"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 	"github.com/vendetta-dev/vendetta/providers/link"
 )
 
@@ -124,5 +125,5 @@ func (p *Provider) lock() (release func(), err error) {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return nil, err
 	}
-	return lockFile(filepath.Join(p.dir, "lock"))
+	return host.Lock(filepath.Join(p.dir, "lock"))
 }

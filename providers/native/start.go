@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 )
 
 // errNamespaces marks a refusal of the kernel to make the namespaces.
@@ -32,7 +33,7 @@ func (p *Provider) Start(ctx context.Context, ws string) error {
 	}
 	if last, err := p.run(ws); err != nil {
 		return failed("start", ws, err)
-	} else if p.machine.alive(last.process) {
+	} else if last.Process.Alive() {
 		return nil
 	} else if err := p.release(ctx, ws, last); err != nil { // what a dead guest left behind
 		return failed("start", ws, err)
@@ -63,7 +64,7 @@ func (p *Provider) ready(op, ws string) (record, error) {
 // run loads what the last Start made; a zero run when it made nothing.
 func (p *Provider) run(ws string) (run, error) {
 	var last run
-	err := read(filepath.Join(p.instanceDir(ws), runFile), &last)
+	err := host.Read(filepath.Join(p.instanceDir(ws), runFile), &last)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
@@ -97,7 +98,7 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 		c.kill()
 		return errors.Join(err, p.release(context.WithoutCancel(ctx), ws, current))
 	}
-	if current.process, err = p.machine.identify(c.pid); err != nil {
+	if current.Process, err = host.Identify(c.pid); err != nil {
 		return undo(err)
 	}
 	if err := p.limit(ws, r.Resources, &current); err != nil {
@@ -106,7 +107,7 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 	if err := p.join(ctx, ws, r.Network, &pl, &current); err != nil {
 		return undo(err)
 	}
-	if err := write(filepath.Join(p.instanceDir(ws), runFile), current); err != nil {
+	if err := host.Write(filepath.Join(p.instanceDir(ws), runFile), current); err != nil {
 		return undo(err)
 	}
 	if err := c.begin(ctx, pl); err != nil {

@@ -7,12 +7,11 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/host"
 )
 
 // ticksPerSecond is USER_HZ, which the kernel fixes at 100 for what it tells.
@@ -29,63 +28,16 @@ func (p *Provider) Usage(_ context.Context, ws string) (providers.Usage, error) 
 	if err != nil {
 		return none, failed("measure", ws, err)
 	}
-	if !p.machine.alive(last.process) {
+	if !last.Process.Alive() {
 		return none, notRunning("measure", ws)
 	}
 	u := providers.Usage{DiskBytes: -1}
-	if !grouped(last.Cgroups, &u) {
+	if !host.Measure(last.Cgroups, &u) {
 		if err := summed(last.PID, &u); err != nil {
 			return none, failed("measure", ws, err)
 		}
 	}
 	return u, nil
-}
-
-// grouped reads control groups of either generation; false unless both time and
-// memory were told.
-func grouped(dirs []string, u *providers.Usage) bool {
-	cpu, memory := false, false
-	for _, dir := range dirs {
-		if n, ok := number(dir, "cpuacct.usage"); ok {
-			u.CPU, cpu = time.Duration(n), true
-		}
-		if n, ok := field(dir, "cpu.stat", "usage_usec"); ok {
-			u.CPU, cpu = time.Duration(n)*time.Microsecond, true
-		}
-		for _, file := range []struct{ used, cache string }{
-			{"memory.usage_in_bytes", "total_inactive_file"}, {"memory.current", "inactive_file"},
-		} {
-			if n, ok := number(dir, file.used); ok {
-				cache, _ := field(dir, "memory.stat", file.cache) // untold: none is taken off
-				u.MemoryBytes, memory = max(n-cache, 0), true
-			}
-		}
-	}
-	return cpu && memory
-}
-
-func number(dir, file string) (int64, bool) {
-	raw, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
-	return n, err == nil
-}
-
-func field(dir, file, name string) (int64, bool) {
-	raw, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		return 0, false
-	}
-	for line := range strings.Lines(string(raw)) {
-		f := strings.Fields(line)
-		if len(f) == 2 && f[0] == name {
-			n, err := strconv.ParseInt(f[1], 10, 64)
-			return n, err == nil
-		}
-	}
-	return 0, false
 }
 
 // summed adds up the processes of pid's namespace. Shared pages count once for

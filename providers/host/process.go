@@ -1,6 +1,6 @@
 //go:build linux
 
-package native
+package host
 
 import (
 	"bytes"
@@ -8,14 +8,16 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// process names one process for good: ids are used again, and after a reboot so
+// Process names one process for good: ids are used again, and after a reboot so
 // are start times, so all three must agree.
-type process struct {
+type Process struct {
 	PID int
 	// Start in clock ticks since boot, field 22 of /proc/PID/stat.
 	Start  uint64
@@ -56,16 +58,25 @@ func parseStatus(raw []byte) (status, error) {
 	return status{state: f[0][0], start: start}, nil
 }
 
-// identify names a process that is known to live.
-func (m machine) identify(pid int) (process, error) {
+// Identify names a process that is known to live.
+func Identify(pid int) (Process, error) {
 	s, err := readStatus(pid)
-	return process{PID: pid, Start: s.start, BootID: m.bootID}, err
+	return Process{PID: pid, Start: s.start, BootID: BootID()}, err
 }
 
-// alive says whether p still runs. A dead child of ours is reaped on the way, so
-// that no goroutine has to wait for guests.
-func (m machine) alive(p process) bool {
-	if p.PID <= 0 || p.BootID != m.bootID {
+// BootID is the kernel's name for the time since it was started.
+var BootID = sync.OnceValue(func() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "unknown" // no such kernel; start times tell most of it
+	}
+	return strings.TrimSpace(string(raw))
+})
+
+// Alive says whether p still runs. A dead child of ours is reaped on the way, so
+// that no goroutine has to wait for it.
+func (p Process) Alive() bool {
+	if p.PID <= 0 || p.BootID != BootID() {
 		return false
 	}
 	s, err := readStatus(p.PID)
@@ -81,10 +92,10 @@ func (m machine) alive(p process) bool {
 	return true
 }
 
-// signal sends sig to p and to nothing else, whatever happens to its id.
-func (m machine) signal(p process, sig unix.Signal) error {
+// Signal sends sig to p and to nothing else, whatever happens to its id.
+func (p Process) Signal(sig unix.Signal) error {
 	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) || !m.alive(p) {
+	if errors.Is(err, unix.ESRCH) || !p.Alive() {
 		if err == nil {
 			err = unix.Close(fd)
 			return err
@@ -102,18 +113,18 @@ func (m machine) signal(p process, sig unix.Signal) error {
 	return errors.Join(err, unix.Close(fd))
 }
 
-// gone waits until p has ended; false when within passed first.
-func (m machine) gone(ctx context.Context, p process, within time.Duration) (bool, error) {
+// Gone waits until p has ended; false when within passed first.
+func (p Process) Gone(ctx context.Context, within time.Duration) (bool, error) {
 	deadline := time.NewTimer(within)
 	defer deadline.Stop()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for m.alive(p) {
+	for p.Alive() {
 		select {
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-deadline.C:
-			return !m.alive(p), nil
+			return !p.Alive(), nil
 		case <-tick.C:
 		}
 	}

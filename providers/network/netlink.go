@@ -1,6 +1,6 @@
 //go:build linux
 
-package native
+package network
 
 import (
 	"encoding/binary"
@@ -12,22 +12,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netlink speaks rtnetlink(7): five requests, less than a library's weight in a
+// Netlink speaks rtnetlink(7): a handful of requests, less than a library's weight in a
 // program whose start is on the way of every workspace.
-type netlink struct {
+type Netlink struct {
 	fd  int
 	seq uint32
 }
 
-func dialNetlink() (*netlink, error) {
+// Dial opens a socket to the kernel. Close it.
+func Dial() (*Netlink, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return &netlink{fd: fd}, nil
+	return &Netlink{fd: fd}, nil
 }
 
-func (n *netlink) close() { _ = unix.Close(n.fd) }
+// Close ends it.
+func (n *Netlink) Close() { _ = unix.Close(n.fd) }
 
 var order = binary.NativeEndian
 
@@ -52,7 +54,7 @@ func concat(parts ...[]byte) []byte {
 }
 
 // request sends one message and waits for its acknowledgement.
-func (n *netlink) request(kind, flags uint16, body ...[]byte) error {
+func (n *Netlink) request(kind, flags uint16, body ...[]byte) error {
 	n.seq++
 	payload := concat(body...)
 	head := make([]byte, unix.SizeofNlMsghdr)
@@ -100,13 +102,13 @@ const (
 	nulByte     byte = 0
 )
 
-// veth makes a pair: name here and guestInterface in the network namespace of pid.
-func (n *netlink) veth(name string, pid int) error {
+// Veth makes a pair: name here and inside in the network namespace of pid.
+func (n *Netlink) Veth(name, inside string, pid int) error {
 	info := attribute(unix.IFLA_LINKINFO, concat(
 		attribute(infoKind, []byte("veth")),
 		attribute(infoData, attribute(vethPeer, concat(
 			linkMessage(0, 0),
-			attribute(unix.IFLA_IFNAME, append([]byte(guestInterface), nulByte)),
+			attribute(unix.IFLA_IFNAME, append([]byte(inside), nulByte)),
 			attribute(netNSPID, word(uint32(pid))),
 		))),
 	))
@@ -118,8 +120,8 @@ func (n *netlink) veth(name string, pid int) error {
 	return nil
 }
 
-// remove deletes an interface; an absent one is success.
-func (n *netlink) remove(name string) error {
+// Remove deletes an interface; an absent one is success.
+func (n *Netlink) Remove(name string) error {
 	err := n.request(unix.RTM_DELLINK, 0, linkMessage(0, 0), attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)))
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove link %s: %w", name, err)
@@ -127,7 +129,8 @@ func (n *netlink) remove(name string) error {
 	return nil
 }
 
-func (n *netlink) up(name string) error {
+// Up brings an interface up.
+func (n *Netlink) Up(name string) error {
 	err := n.request(unix.RTM_NEWLINK, 0, linkMessage(unix.IFF_UP, unix.IFF_UP),
 		attribute(unix.IFLA_IFNAME, append([]byte(name), nulByte)))
 	if err != nil {
@@ -136,8 +139,8 @@ func (n *netlink) up(name string) error {
 	return nil
 }
 
-// address gives an interface a prefix like 10.0.0.2/30.
-func (n *netlink) address(name, prefix string) error {
+// Address gives an interface a prefix like 10.0.0.2/30.
+func (n *Netlink) Address(name, prefix string) error {
 	p, err := netip.ParsePrefix(prefix)
 	if err != nil {
 		return err
@@ -158,7 +161,8 @@ func (n *netlink) address(name, prefix string) error {
 	return nil
 }
 
-func (n *netlink) defaultRoute(gateway string) error {
+// DefaultRoute sends through gateway what has no other way.
+func (n *Netlink) DefaultRoute(gateway string) error {
 	addr, err := netip.ParseAddr(gateway)
 	if err != nil {
 		return err
