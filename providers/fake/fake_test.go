@@ -6,9 +6,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/nodeagent/guest"
 	"github.com/vendetta-dev/vendetta/providers"
@@ -22,7 +27,7 @@ func realGuest(t *testing.T) fake.Guest {
 		g, err := guest.New(ctx, guest.Options{
 			StateDir:   home.State,
 			ProjectDir: home.Project,
-			Env:        os.Environ(),
+			Env:        append(os.Environ(), mark(home)),
 			Logger:     slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
@@ -45,19 +50,43 @@ func realGuest(t *testing.T) fake.Guest {
 	}
 }
 
+// mark is in the environment of a guest's commands, by which freeze finds them.
+func mark(home fake.Home) string { return "VENDETTA_FAKE_STATE=" + home.State }
+
+// freeze halts a guest's commands, or lets them go on.
+func freeze(home fake.Home, halted bool) {
+	signal := unix.SIGCONT
+	if halted {
+		signal = unix.SIGSTOP
+	}
+	environments, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range environments {
+		environment, err := os.ReadFile(path)
+		pid, numeric := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil && numeric == nil && slices.Contains(strings.Split(string(environment), "\x00"), mark(home)) {
+			_ = unix.Kill(pid, signal) // it may have ended
+		}
+	}
+}
+
 func TestContract(t *testing.T) {
 	dir := t.TempDir()
 	machine := fake.NewMachine(dir, realGuest(t))
 	t.Cleanup(machine.Close)
+	machine.SetFreezer(freeze)
 	machine.SetImages("base")
 	providertest.Run(t, providertest.Harness{
 		New: func(_ *testing.T, server string) providers.Provider {
 			return fake.New(fake.Options{ServerID: server, Machine: machine})
 		},
 		Leftovers: func(t *testing.T, workspace string) []string {
-			left, err := filepath.Glob(filepath.Join(dir, workspace))
-			if err != nil {
-				t.Fatal(err)
+			left := []string{}
+			for _, pattern := range []string{workspace, ".snapshots/" + workspace, ".fork-" + workspace} {
+				found, err := filepath.Glob(filepath.Join(dir, pattern))
+				if err != nil {
+					t.Fatal(err)
+				}
+				left = append(left, found...)
 			}
 			return left
 		},

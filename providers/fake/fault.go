@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/vendetta-dev/vendetta/providers"
 )
@@ -20,12 +21,27 @@ const (
 	List    Operation = "list"
 	Connect Operation = "connect"
 	Usage   Operation = "usage"
+
+	Snapshot       Operation = "snapshot"
+	Snapshots      Operation = "snapshots"
+	Restore        Operation = "restore"
+	RemoveSnapshot Operation = "remove-snapshot"
+	Fork           Operation = "fork"
+	Pause          Operation = "pause"
+	Resume         Operation = "resume"
+	Resize         Operation = "resize"
+
+	// Those of Images; Call.Workspace is the image's reference.
+	ListImages  Operation = "list-images"
+	PullImage   Operation = "pull-image"
+	ImportImage Operation = "import-image"
+	PruneImages Operation = "prune-images"
 )
 
 // Call is one call that a Provider took.
 type Call struct {
 	Operation Operation
-	Workspace string // empty for List
+	Workspace string // empty for List, the origin for Fork
 }
 
 // Fail lets the next call of an operation fail with err, before it does
@@ -37,11 +53,20 @@ func (m *Machine) Fail(operation Operation, err error) {
 }
 
 // FailHalfway lets the next Create fail with err and leave a broken instance.
-func (m *Machine) FailHalfway(err error) {
+func (m *Machine) FailHalfway(err error) { m.failHalfway(Create, err) }
+
+// FailForkHalfway lets the next Fork fail with err and leave a broken fork.
+func (m *Machine) FailForkHalfway(err error) { m.failHalfway(Fork, err) }
+
+// FailRestoreHalfway lets the next Restore fail with err and leave the instance
+// broken, which the one after mends.
+func (m *Machine) FailRestoreHalfway(err error) { m.failHalfway(Restore, err) }
+
+func (m *Machine) failHalfway(operation Operation, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.faults[Create] = append(m.faults[Create], err)
-	m.half = true
+	m.faults[operation] = append(m.faults[operation], err)
+	m.half[operation] = true
 }
 
 // Block makes calls of an operation wait, until release is called or their
@@ -75,21 +100,62 @@ func (m *Machine) Calls() []Call {
 	return slices.Clone(m.calls)
 }
 
-// SetStatus is what Probe answers from now on.
+// SetStatus is what Probe answers from now on. What its capabilities do not
+// hold answers ErrUnsupported.
 func (m *Machine) SetStatus(status providers.Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.status = status
 }
 
-// SetImages names the images that exist; before the first call all do.
-func (m *Machine) SetImages(images ...string) {
+// SetCapabilities is SetStatus for the capabilities alone.
+func (m *Machine) SetCapabilities(capabilities ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.images = map[string]bool{}
-	for _, image := range images {
-		m.images[image] = true
+	m.status.Capabilities = slices.Sorted(slices.Values(capabilities))
+}
+
+// SetConsole is what a workspace's instance said last on its console.
+func (m *Machine) SetConsole(workspace, text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.consoles[workspace] = text
+}
+
+// SetBoot is how long guests of this machine may take to answer.
+func (m *Machine) SetBoot(boot time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.boot = boot
+}
+
+// SetResizeNote makes Resize take effect at the next start only, with that
+// note; with an empty one it takes effect at once.
+func (m *Machine) SetResizeNote(note string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.resizeNote = note
+}
+
+// SetFreezer names what halts the processes that guests started, and lets them
+// go on; it is called with the machine locked. Without one a paused instance's
+// link is held and its processes run.
+func (m *Machine) SetFreezer(freeze func(home Home, halted bool)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.freeze = freeze
+}
+
+// Spec is what a workspace's instance was made of, with its limits as Resize
+// left them, and whether there is one.
+func (m *Machine) Spec(workspace string) (providers.Spec, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := m.instances[workspace]
+	if i == nil {
+		return providers.Spec{}, false
 	}
+	return i.spec, true
 }
 
 // Kill ends a workspace's instance as a crash does.

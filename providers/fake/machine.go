@@ -39,13 +39,19 @@ type Machine struct {
 	mu        sync.Mutex
 	instances map[string]*instance
 	volumes   map[string]string // the server that each is of
-	images    map[string]bool   // nil: any
-	status    providers.Status
-	faults    map[Operation][]error
-	gates     map[Operation]chan struct{}
-	waiting   map[Operation]int
-	half      bool
-	calls     []Call
+	snapshots map[string][]*snapshot
+	store     *Images
+	consoles  map[string]string
+	boot      time.Duration
+	freeze    func(home Home, halted bool)
+	// resizeNote is not empty when limits change at the next start.
+	resizeNote string
+	status     providers.Status
+	faults     map[Operation][]error
+	gates      map[Operation]chan struct{}
+	waiting    map[Operation]int
+	half       map[Operation]bool
+	calls      []Call
 }
 
 // instance of one workspace. Its fields are guarded by the machine.
@@ -55,12 +61,16 @@ type instance struct {
 	state   providers.State
 	message string
 	started time.Time
-	run     *run // while running
+	// next is the limits of the next start, where they differ.
+	next *providers.Resources
+	run  *run // while running or paused
 }
 
 // run is one life of an instance.
 type run struct {
+	home     Home
 	stop     context.CancelFunc
+	halted   chan struct{}           // while paused; closed when it goes on
 	ended    chan struct{}           // closed when the guest has returned or was given up
 	returned chan struct{}           // closed when the guest has returned
 	finish   sync.Once               // closes ended
@@ -73,16 +83,24 @@ type run struct {
 // NewMachine makes a machine that keeps its volumes in dir and runs guest in
 // its instances.
 func NewMachine(dir string, guest Guest) *Machine {
-	return &Machine{
+	m := &Machine{
 		dir:       dir,
 		guest:     guest,
 		instances: map[string]*instance{},
 		volumes:   map[string]string{},
-		status:    providers.Status{Usable: true, Version: "1", Capabilities: []string{"images", "network"}},
-		faults:    map[Operation][]error{},
-		gates:     map[Operation]chan struct{}{},
-		waiting:   map[Operation]int{},
+		snapshots: map[string][]*snapshot{},
+		consoles:  map[string]string{},
+		status: providers.Status{Usable: true, Version: "1", Capabilities: []string{
+			providers.CapabilityFork, "images", "network", providers.CapabilityPause,
+			providers.CapabilityResize, providers.CapabilitySnapshot,
+		}},
+		faults:  map[Operation][]error{},
+		gates:   map[Operation]chan struct{}{},
+		waiting: map[Operation]int{},
+		half:    map[Operation]bool{},
 	}
+	m.store = &Images{machine: m, kept: map[string]*kept{}, moved: map[string]int{}}
+	return m
 }
 
 // Close ends all instances and waits for their guests.
@@ -99,7 +117,10 @@ func (m *Machine) begin(ctx context.Context, i *instance) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r := &run{stop: stop, ended: make(chan struct{}), returned: make(chan struct{}), dialled: make(chan struct{}, 1)}
 	i.run, i.state, i.message, i.started = r, providers.StateRunning, "", time.Now()
-	home := Home{
+	if i.next != nil {
+		i.spec.Resources, i.next = *i.next, nil
+	}
+	r.home = Home{
 		Workspace: i.spec.Workspace,
 		Project:   filepath.Join(m.volume(i.spec.Workspace), "workspace"),
 		State:     filepath.Join(m.volume(i.spec.Workspace), "state"),
@@ -108,13 +129,14 @@ func (m *Machine) begin(ctx context.Context, i *instance) {
 	}
 	m.guests.Go(func() {
 		defer close(r.returned)
-		m.guest(ctx, home)
+		m.guest(ctx, r.home)
 		m.end(i, r, "ended by itself")
 	})
 }
 
 // end makes i stopped when r is still its life.
 func (m *Machine) end(i *instance, r *run, message string) {
+	m.goOn(i, r)
 	r.stop()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,7 +172,7 @@ func (m *Machine) dial(ctx context.Context, r *run) (net.Conn, error) {
 	case r.dialled <- struct{}{}:
 	default:
 	}
-	return guest, nil
+	return &held{Conn: guest, machine: m, run: r, closed: make(chan struct{})}, nil
 }
 
 // meet is the agent's side: the newest stream, waited for until ctx ends.

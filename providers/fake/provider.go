@@ -3,6 +3,7 @@ package fake
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -38,7 +39,14 @@ type Provider struct {
 	held map[*run]net.Conn // streams handed out, which end with the process
 }
 
-var _ providers.Provider = (*Provider)(nil)
+var (
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.Snapshotter = (*Provider)(nil)
+	_ providers.Forker      = (*Provider)(nil)
+	_ providers.Pauser      = (*Provider)(nil)
+	_ providers.Resizer     = (*Provider)(nil)
+	_ providers.Consoler    = (*Provider)(nil)
+)
 
 // New makes a provider on a machine.
 func New(options Options) *Provider {
@@ -64,50 +72,65 @@ func (p *Provider) Name() string { return p.options.Name }
 func (p *Provider) Probe(context.Context) providers.Status {
 	p.machine.mu.Lock()
 	defer p.machine.mu.Unlock()
-	return p.machine.status
+	status := p.machine.status
+	status.Capabilities = slices.Clone(status.Capabilities)
+	return status
 }
 
 // Create implements providers.Provider.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.Instance, error) {
+	m := p.machine
 	if err := check(spec); err != nil {
 		return providers.Instance{}, err
 	}
-	m := p.machine
 	failure := m.enter(ctx, Create, spec.Workspace)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return p.make(Create, spec, failure, nil)
+}
+
+// make makes the instance of spec, unless failure says how that ends. fill puts
+// what a fork begins with into the volume. The machine is locked.
+func (p *Provider) make(operation Operation, spec providers.Spec, failure error, fill func(volume string) error) (providers.Instance, error) {
+	m := p.machine
 	if owner, taken := m.volumes[spec.Workspace]; taken && owner != p.options.ServerID {
-		return providers.Instance{}, &providers.Error{Message: fmt.Sprintf("create workspace %s: another server has one of that id", spec.Workspace)}
+		return providers.Instance{}, &providers.Error{Message: fmt.Sprintf("%s workspace %s: another server has one of that id", operation, spec.Workspace)}
 	}
 	if i := m.instances[spec.Workspace]; i != nil {
 		if failure != nil {
 			return providers.Instance{}, failure
 		}
-		return view(i), nil
+		return m.view(i), nil
 	}
 	i := &instance{server: p.options.ServerID, spec: spec, state: providers.StateStopped}
 	if failure != nil {
-		if m.half {
-			m.half = false
+		if m.half[operation] {
+			delete(m.half, operation)
 			i.state, i.message = providers.StateBroken, failure.Error()
 			m.instances[spec.Workspace] = i
 			m.volumes[spec.Workspace] = p.options.ServerID
 		}
 		return providers.Instance{}, failure
 	}
-	if m.images != nil && !m.images[spec.Image] {
-		return providers.Instance{}, &providers.Error{
-			Kind:    providers.ErrImage,
-			Message: fmt.Sprintf("image %s does not exist", spec.Image),
-			Next:    "check the name and tag",
-		}
+	if err := m.takes(spec); err != nil {
+		return providers.Instance{}, err
 	}
-	if err := m.makeVolume(spec.Workspace); err != nil {
+	digest, err := m.store.resolve(spec.Image, spec.Digest)
+	if err != nil {
+		return providers.Instance{}, err
+	}
+	i.spec.Digest = digest
+	if fill != nil {
+		err = fill(m.volume(spec.Workspace))
+	} else {
+		err = m.makeVolume(spec.Workspace)
+	}
+	if err != nil {
 		return providers.Instance{}, &providers.Error{Message: "make volume: " + err.Error(), Cause: err}
 	}
 	m.instances[spec.Workspace] = i
 	m.volumes[spec.Workspace] = p.options.ServerID
-	return view(i), nil
+	return m.view(i), nil
 }
 
 // Start implements providers.Provider.
@@ -125,6 +148,8 @@ func (p *Provider) Start(ctx context.Context, workspace string) error {
 		return &providers.Error{Message: fmt.Sprintf("start workspace %s: it is broken: %s", workspace, i.message)}
 	case i.run == nil:
 		p.machine.begin(ctx, i)
+	default:
+		p.machine.resume(i, i.run)
 	}
 	return nil
 }
@@ -144,6 +169,7 @@ func (p *Provider) Stop(ctx context.Context, workspace string, grace time.Durati
 	if r == nil {
 		return err
 	}
+	p.machine.goOn(i, r)
 	r.stop()
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
@@ -177,27 +203,34 @@ func (p *Provider) Destroy(ctx context.Context, workspace string, removeVolume b
 		return nil // not there, for this server
 	}
 	m.Kill(workspace)
-	if last != nil {
-		// A guest here is a goroutine, which cannot be killed: it may still write
-		// into its volume until it has noticed.
-		patience := time.NewTimer(killPatience)
-		defer patience.Stop()
-		select {
-		case <-last.returned:
-		case <-patience.C:
-		case <-ctx.Done():
-		}
-	}
+	last.gone(ctx)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.instances, workspace)
+	delete(m.consoles, workspace)
 	if removeVolume {
-		if err := os.RemoveAll(m.volume(workspace)); err != nil {
+		if err := errors.Join(os.RemoveAll(m.volume(workspace)), os.RemoveAll(m.kept(workspace))); err != nil {
 			return &providers.Error{Message: "remove volume: " + err.Error(), Cause: err}
 		}
 		delete(m.volumes, workspace)
+		delete(m.snapshots, workspace)
 	}
 	return nil
+}
+
+// gone waits for a guest that was killed. One here is a goroutine, which cannot
+// be killed: it may still write into its volume until it has noticed.
+func (r *run) gone(ctx context.Context) {
+	if r == nil {
+		return
+	}
+	patience := time.NewTimer(killPatience)
+	defer patience.Stop()
+	select {
+	case <-r.returned:
+	case <-patience.C:
+	case <-ctx.Done():
+	}
 }
 
 // Inspect implements providers.Provider.
@@ -211,7 +244,7 @@ func (p *Provider) Inspect(ctx context.Context, workspace string) (providers.Ins
 	if err != nil {
 		return providers.Instance{}, err
 	}
-	return view(i), nil
+	return p.machine.view(i), nil
 }
 
 // List implements providers.Provider, in the order of ids.
@@ -224,7 +257,7 @@ func (p *Provider) List(ctx context.Context) ([]providers.Instance, error) {
 	all := []providers.Instance{}
 	for _, i := range p.machine.instances {
 		if i.server == p.options.ServerID {
-			all = append(all, view(i))
+			all = append(all, p.machine.view(i))
 		}
 	}
 	slices.SortFunc(all, func(a, b providers.Instance) int { return cmp.Compare(a.Workspace, b.Workspace) })
@@ -285,7 +318,8 @@ func (p *Provider) find(workspace string) (*instance, error) {
 	return i, nil
 }
 
-func view(i *instance) providers.Instance {
+// view is what i is now. The machine is locked.
+func (m *Machine) view(i *instance) providers.Instance {
 	return providers.Instance{
 		Workspace:  i.spec.Workspace,
 		Name:       "fake-" + i.spec.Workspace,
@@ -293,6 +327,8 @@ func view(i *instance) providers.Instance {
 		State:      i.state,
 		Message:    i.message,
 		StartedAt:  i.started,
+		Digest:     i.spec.Digest,
+		Boot:       m.boot,
 	}
 }
 
@@ -304,7 +340,7 @@ func check(spec providers.Spec) error {
 		wrong = fmt.Sprintf("invalid workspace id %q", spec.Workspace)
 	case spec.Name != "" && !hostName.MatchString(spec.Name):
 		wrong = fmt.Sprintf("invalid workspace name %q", spec.Name)
-	case r.CPUs < 0 || r.MemoryBytes < 0 || r.PIDs < 0:
+	case r.CPUs < 0 || r.MemoryBytes < 0 || r.PIDs < 0 || r.DiskBytes < 0:
 		wrong = "a limit is negative"
 	case !slices.Contains([]providers.Network{"", providers.NetworkPrivate, providers.NetworkNone, providers.NetworkHost}, spec.Network):
 		wrong = fmt.Sprintf("unknown network %q", spec.Network)
@@ -312,4 +348,31 @@ func check(spec providers.Spec) error {
 		return nil
 	}
 	return &providers.Error{Kind: providers.ErrInvalid, Message: wrong}
+}
+
+// takes refuses what this machine was not said to be able to. The machine is
+// locked.
+func (m *Machine) takes(spec providers.Spec) error {
+	if spec.Privileged {
+		return &providers.Error{
+			Kind:    providers.ErrUnsupported,
+			Message: fmt.Sprintf("create workspace %s: this provider makes no privileged instances", spec.Workspace),
+			Next:    "leave it out, or use lxc",
+		}
+	}
+	if spec.Resources.DiskBytes > 0 {
+		return m.can(providers.CapabilityLimitDisk, "create", spec.Workspace)
+	}
+	return nil
+}
+
+// can is ErrUnsupported unless Probe announces a capability. The machine is locked.
+func (m *Machine) can(capability string, operation Operation, workspace string) error {
+	if slices.Contains(m.status.Capabilities, capability) {
+		return nil
+	}
+	return &providers.Error{
+		Kind:    providers.ErrUnsupported,
+		Message: fmt.Sprintf("%s workspace %s: this machine has no %s", operation, workspace, capability),
+	}
 }
