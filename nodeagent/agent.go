@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/sourcegraph/conc"
 	"github.com/sourcegraph/conc/pool"
 
@@ -30,6 +31,8 @@ type Options struct {
 	// Providers returns the drivers for one server's instances. It is called
 	// once for each server.
 	Providers func(serverID string) []providers.Provider
+	// Images returns the machine's image stores; nil means that it has none.
+	Images func() []providers.Images
 	// Version is reported; empty means api.Version.
 	Version string
 	Logger  *slog.Logger
@@ -43,6 +46,9 @@ type Options struct {
 // all servers.
 const providerLimit = 8
 
+// maxRequest bounds one message of a request: a piece of an archive, at most.
+const maxRequest = 8 << 20
+
 // serverLimit bounds the servers that one agent serves.
 const serverLimit = 64
 
@@ -54,6 +60,8 @@ type Agent struct {
 	journal *journal
 	machine *machine
 	started time.Time
+
+	imageWork imageWork
 
 	// tasks are the agent's goroutines; Run waits for them.
 	tasks     conc.WaitGroup
@@ -97,6 +105,8 @@ func New(options Options) (*Agent, error) {
 		stopping: make(chan struct{}),
 		servers:  map[string]*server{},
 		lanes:    map[string]*pool.Pool{},
+
+		imageWork: newImageWork(),
 	}, nil
 }
 
@@ -178,7 +188,7 @@ func (a *Agent) recover() error {
 // handler is everything that the agent's socket serves.
 func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
-	path, service := nodeagentv1connect.NewNodeAgentServiceHandler(&service{agent: a})
+	path, service := nodeagentv1connect.NewNodeAgentServiceHandler(&service{agent: a}, connect.WithReadMaxBytes(maxRequest))
 	mux.Handle(path, fromServer(service))
 	mux.Handle("/workspaces/{id}/guest/{path...}", fromServer(wire.PassThrough(a.guest, a.log)))
 	mux.HandleFunc("GET "+alivePath, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })

@@ -25,11 +25,16 @@ var failureCodes = []struct {
 // failure makes err, met while doing what to a workspace, one that a user can
 // act upon.
 func failure(what, name string, err error) *api.Error {
+	return explain(what+" workspace "+name, err)
+}
+
+// explain is failure for what is done to something else.
+func explain(what string, err error) *api.Error {
 	var own *api.Error
 	if errors.As(err, &own) {
 		return own
 	}
-	e := &api.Error{Code: api.Internal, Message: fmt.Sprintf("%s workspace %s: %v", what, name, err), Cause: err}
+	e := &api.Error{Code: api.Internal, Message: fmt.Sprintf("%s: %v", what, err), Cause: err}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Code = api.DeadlineExceeded

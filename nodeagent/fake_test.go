@@ -298,7 +298,7 @@ var quick = timing{
 	guestAnswer: 5 * time.Second, linkOpen: 2 * time.Second, linkRetry: time.Millisecond, linkRetryMax: 20 * time.Millisecond,
 	linkWait: 2 * time.Second, restart: 5 * time.Millisecond, restartMax: 20 * time.Millisecond, stable: time.Minute,
 	look: 20 * time.Millisecond, probe: time.Second, probed: time.Minute, interval: time.Minute, tombstone: time.Hour,
-	follow: 5 * time.Millisecond, farewell: 700 * time.Millisecond,
+	follow: 5 * time.Millisecond, farewell: 700 * time.Millisecond, importIdle: time.Minute,
 }
 
 // node is a running agent and a client of it.

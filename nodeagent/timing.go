@@ -30,6 +30,8 @@ type timing struct {
 	tombstone time.Duration
 	// follow is the pause between two looks at a log that is followed.
 	follow time.Duration
+	// importIdle: an archive of which nothing comes for this long is given up.
+	importIdle time.Duration
 	// farewell is what the answer to Shutdown gets to leave.
 	farewell time.Duration
 }
@@ -49,6 +51,7 @@ var defaultTiming = timing{
 	interval:     10 * time.Second,
 	tombstone:    24 * time.Hour,
 	follow:       500 * time.Millisecond,
+	importIdle:   2 * time.Minute,
 	farewell:     time.Second,
 }
 

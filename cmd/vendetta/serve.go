@@ -61,7 +61,7 @@ func (a *app) serve(ctx context.Context) (err error) {
 		return err
 	}
 	handler := httpapi.New(httpapi.Options{
-		Nodes: domain, Workspaces: domain, Operations: domain, Server: domain, Guests: domain,
+		Nodes: domain, Workspaces: domain, Operations: domain, Server: domain, Guests: domain, Agents: domain,
 		Audit: func(ctx context.Context, e httpapi.Entry) error {
 			return records.Update(ctx, func(tx store.Tx) error {
 				_, err := tx.AppendAudit(store.Audit{

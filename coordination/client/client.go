@@ -32,6 +32,7 @@ type Client struct {
 	Workspaces vendettav1connect.WorkspaceServiceClient
 	Operations vendettav1connect.OperationServiceClient
 	Server     vendettav1connect.ServerServiceClient
+	Images     vendettav1connect.ImageServiceClient
 
 	http *roundTripper
 }
@@ -54,6 +55,7 @@ func New(dial func(ctx context.Context) (net.Conn, error)) *Client {
 		Workspaces: vendettav1connect.NewWorkspaceServiceClient(rt, wire.BaseURL, opts),
 		Operations: vendettav1connect.NewOperationServiceClient(rt, wire.BaseURL, opts),
 		Server:     vendettav1connect.NewServerServiceClient(rt, wire.BaseURL, opts),
+		Images:     vendettav1connect.NewImageServiceClient(rt, wire.BaseURL, opts),
 		http:       rt,
 	}
 }
@@ -112,13 +114,13 @@ func (rt *roundTripper) Do(r *http.Request) (*http.Response, error) {
 // bulkMethods reads from the descriptors which methods move many bytes.
 func bulkMethods() map[string]bool {
 	found := map[string]bool{}
-	services := guestv1.File_vendetta_guest_v1_file_proto.Services()
-	for i := range services.Len() {
-		methods := services.Get(i).Methods()
-		for j := range methods.Len() {
-			m := methods.Get(j)
-			if isBulk(m) {
-				found["/"+string(services.Get(i).FullName())+"/"+string(m.Name())] = true
+	for _, file := range []protoreflect.FileDescriptor{guestv1.File_vendetta_guest_v1_file_proto, vendettav1.File_vendetta_v1_image_proto} {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				if m := service.Methods().Get(j); isBulk(m) {
+					found["/"+string(service.FullName())+"/"+string(m.Name())] = true
+				}
 			}
 		}
 	}

@@ -31,7 +31,12 @@ func (h *handler) record(c *call, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	err = h.options.Audit(r.Context(), Entry{
+	return h.write(c, r, message)
+}
+
+// write records a call whose first message is known.
+func (h *handler) write(c *call, r *http.Request, message protoreflect.Message) error {
+	err := h.options.Audit(r.Context(), Entry{
 		Principal: c.principal.Name,
 		Method:    c.route.name,
 		Workspace: c.workspace,

@@ -23,6 +23,14 @@ type Guests interface {
 	Guest(ctx context.Context, workspace string, bulk bool) (workspaceID string, rt http.RoundTripper, err error)
 }
 
+// Agents finds the way to the node agents.
+type Agents interface {
+	// NodeAgent returns what carries requests to the agent of a node, of the only
+	// one where no name is given. bulk asks for a connection that may be kept
+	// busy. Errors are *api.Error.
+	NodeAgent(ctx context.Context, node string, bulk bool) (http.RoundTripper, error)
+}
+
 // Entry is one call for the audit log.
 type Entry struct {
 	Principal string
@@ -41,6 +49,7 @@ type Options struct {
 	Operations vendettav1connect.OperationServiceHandler
 	Server     vendettav1connect.ServerServiceHandler
 	Guests     Guests
+	Agents     Agents
 	// Audit returns when the entry is on disk. A call that cannot be recorded is
 	// not carried out.
 	Audit func(context.Context, Entry) error
@@ -62,6 +71,7 @@ func Local(*http.Request) (coordination.Principal, error) {
 // New returns the handler of the whole API:
 //
 //	/vendetta.v1.SERVICE/METHOD                                  the server's own services
+//	/vendetta.v1.ImageService/METHOD                             the agent of the node that the request names
 //	/workspaces/NAME/guest/vendetta.guest.v1.SERVICE/METHOD      the guest of a workspace
 //
 // A request is looked at in this order: Host and Origin, who it is from, which
@@ -82,6 +92,7 @@ func New(o Options) http.Handler {
 		large:   make(chan struct{}, largeMessages),
 	}
 	h.guests = wire.PassThrough(h.resolve, o.Logger)
+	h.agents = wire.PassThrough(h.resolveAgent, o.Logger)
 	return h
 }
 
@@ -90,6 +101,7 @@ type handler struct {
 	log     *slog.Logger
 	routes  *routes
 	guests  http.Handler
+	agents  http.Handler
 	// large holds a place for each large message that is in memory.
 	large chan struct{}
 }
@@ -106,6 +118,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer c.close()
 	r = r.WithContext(context.WithValue(coordination.WithPrincipal(r.Context(), c.principal), callKey{}, c))
+	if c.route.agent != "" {
+		h.agents.ServeHTTP(w, r)
+		return
+	}
 	if c.route.handler == nil {
 		h.guests.ServeHTTP(w, r)
 		return
@@ -191,6 +207,27 @@ func (h *handler) resolve(r *http.Request) (http.RoundTripper, string, error) {
 	// Only the server itself says to a node agent who it is.
 	r.Header.Del(api.ServerHeader)
 	return next, "/workspaces/" + id + "/guest" + c.route.name, nil
+}
+
+// resolveAgent is the way of a call that the agent of a node answers: the first
+// message names the node.
+func (h *handler) resolveAgent(r *http.Request) (http.RoundTripper, string, error) {
+	c := r.Context().Value(callKey{}).(*call)
+	message, err := h.peek(c, r)
+	if err != nil {
+		return nil, "", err
+	}
+	next, err := h.options.Agents.NodeAgent(r.Context(), message.Get(c.route.node).String(), c.route.bulk)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(c.route.audit) > 0 {
+		if err := h.write(c, r, message); err != nil {
+			return nil, "", err
+		}
+	}
+	r.Header.Del(api.ServerHeader)
+	return next, c.route.agent, nil
 }
 
 // scopeName is a scope as users write it.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
+	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1/nodeagentv1connect"
 	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1/vendettav1connect"
 )
@@ -29,6 +30,10 @@ type route struct {
 	bulk      bool
 	// handler serves one of the server's own methods; nil for a guest's.
 	handler http.Handler
+	// agent is the path at which a node's agent serves the method, and node the
+	// field of the request that names the node; "" where no agent does.
+	agent string
+	node  protoreflect.FieldDescriptor
 }
 
 // routes is the route table, by /SERVICE/METHOD.
@@ -61,6 +66,9 @@ func newRoutes(o Options) *routes {
 		prefix, handler := mount()
 		t.mount(strings.Trim(prefix, "/"), handler)
 	}
+	// The images of a node are its agent's to speak of: it serves these methods
+	// under the same names, with the same messages.
+	t.toAgents(vendettav1.File_vendetta_v1_image_proto)
 	// All of the guest's services, those that are yet to come included.
 	protoregistry.GlobalFiles.RangeFilesByPackage(guestv1.File_vendetta_guest_v1_guest_proto.Package(), func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
@@ -80,6 +88,23 @@ func (t *routes) mount(service string, handler http.Handler) {
 	add(t.own, found.(protoreflect.ServiceDescriptor), handler)
 }
 
+// toAgents adds services whose every request names a node.
+func (t *routes) toAgents(f protoreflect.FileDescriptor) {
+	for i := range f.Services().Len() {
+		service := f.Services().Get(i)
+		add(t.own, service, nil)
+		for j := range service.Methods().Len() {
+			method := service.Methods().Get(j)
+			r := t.own["/"+string(service.FullName())+"/"+string(method.Name())]
+			r.agent = "/" + nodeagentv1connect.NodeAgentServiceName + "/" + string(method.Name())
+			if r.node = method.Input().Fields().ByName("node"); r.node == nil {
+				r.scope = vendettav1.Scope_SCOPE_UNSPECIFIED // it goes nowhere
+			}
+		}
+	}
+}
+
+// add reads the methods of a service into a table.
 func add(table map[string]*route, service protoreflect.ServiceDescriptor, handler http.Handler) {
 	for i := range service.Methods().Len() {
 		r := newRoute(service.Methods().Get(i))
