@@ -148,7 +148,7 @@ you own. The agent stays where you are and reaches the workspaces over MCP
 		return api.Errorf(api.InvalidArgument, "%s: %w", cmd.CommandPath(), err).WithNext("%s --help", cmd.CommandPath())
 	})
 	holdCommands(root,
-		newServer(a), newNode(a), newWorkspace(a), newMCP(a), newDoctor(a), newNodeAgent(a),
+		newServer(a), newNode(a), newWorkspace(a), newImage(a), newMCP(a), newDoctor(a), newNodeAgent(a),
 	)
 	return root
 }

@@ -23,6 +23,7 @@ type stage struct {
 	t      *testing.T
 	server *clienttest.Server
 	nodes  *fakeNodes
+	images *fakeImages
 	env    map[string]string
 	input  string
 }
@@ -30,9 +31,11 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	s := &stage{t: t, server: clienttest.New(t), env: map[string]string{"VENDETTA_STATE_DIR": t.TempDir()}}
 	s.nodes = &fakeNodes{server: s.server}
+	s.images = &fakeImages{}
 	mux := http.NewServeMux()
 	mux.Handle(vendettav1connect.NewNodeServiceHandler(s.nodes))
 	mux.Handle(vendettav1connect.NewServerServiceHandler(s.nodes))
+	mux.Handle(vendettav1connect.NewImageServiceHandler(s.images))
 	s.server.Refuse = func(w http.ResponseWriter, r *http.Request) bool {
 		if s.nodes.refusal(r) {
 			connectError(w, r)

@@ -16,10 +16,12 @@ import (
 	"github.com/vendetta-dev/vendetta/coordination/api"
 )
 
-// table is a result with its columns; the first column is what -q prints.
+// table is a result with its columns.
 type table struct {
 	header []string
 	rows   [][]string
+	// names is the column that -q prints, the first unless told.
+	names int
 	// message is the same result whole, for json and yaml.
 	message proto.Message
 	// empty is said on stderr when there are no rows.
@@ -38,7 +40,7 @@ func (a *app) print(t table) error {
 	}
 	if a.quiet {
 		for _, row := range t.rows {
-			if _, err := fmt.Fprintln(a.out, printable(row[0])); err != nil {
+			if _, err := fmt.Fprintln(a.out, printable(row[t.names])); err != nil {
 				return err
 			}
 		}

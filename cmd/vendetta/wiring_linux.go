@@ -18,6 +18,7 @@ import (
 	"github.com/vendetta-dev/vendetta/nodeagent"
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/docker"
+	"github.com/vendetta-dev/vendetta/providers/image"
 	"github.com/vendetta-dev/vendetta/providers/native"
 )
 
@@ -37,6 +38,12 @@ func nodeProviders(a *app, guest, self string, log *slog.Logger) func(serverID s
 		}
 		return append(list, engine)
 	}
+}
+
+// nodeImages is the machine's own store of images. The providers that have no
+// engine of their own share it.
+func nodeImages(a *app, log *slog.Logger) *image.Store {
+	return image.New(image.Options{Dir: filepath.Join(a.agentDir(), "images"), Logger: log})
 }
 
 // guestProgram is the guest beside this program, or in the bundle beside it.
@@ -99,8 +106,10 @@ func runNodeAgent(ctx context.Context, a *app) error {
 		return err
 	}
 	log := a.logger(a.err)
+	images := nodeImages(a, log)
 	agent, err := nodeagent.New(nodeagent.Options{
 		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, log), Version: api.Version, Logger: log,
+		Images: func() []providers.Images { return []providers.Images{images} },
 	})
 	if err != nil {
 		return err
