@@ -110,6 +110,15 @@ type Node struct {
 	UpdatedAt time.Time
 	// Report is the last one before the last change of state.
 	Report *vendettav1.NodeReport
+	// Spares are the settings of what the node keeps ready.
+	Spares []Spares
+}
+
+// Spares says how many spares of a provider and image a node keeps.
+type Spares struct {
+	Provider string
+	Image    string
+	Count    int32
 }
 
 // Workspace is what should be, with the last known of what is.
@@ -130,6 +139,9 @@ type Workspace struct {
 	OperationID string
 	CreatedAt   time.Time
 	UpdatedAt   time.Time
+	// Spare: it waits for a create that takes it. Its name is none that a user
+	// could give.
+	Spare bool
 }
 
 // Operation is one accepted change.

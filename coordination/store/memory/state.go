@@ -65,7 +65,7 @@ func labels(m map[string]string) map[string]string {
 	return maps.Clone(m)
 }
 
-func list(l []string) []string {
+func list[E any](l []E) []E {
 	if len(l) == 0 {
 		return nil
 	}
@@ -79,7 +79,7 @@ func copyNode(n store.Node) (_ store.Node, err error) {
 	if n.Report, err = message(n.Report); err != nil {
 		return n, err
 	}
-	n.Labels, n.HostKeys = labels(n.Labels), list(n.HostKeys)
+	n.Labels, n.HostKeys, n.Spares = labels(n.Labels), list(n.HostKeys), list(n.Spares)
 	n.CreatedAt, n.UpdatedAt = utc(n.CreatedAt), utc(n.UpdatedAt)
 	return n, nil
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/vendetta-dev/vendetta/coordination/store"
 )
 
 // Times are integers, nanoseconds since 1970, NULL for the zero time. Messages
@@ -65,16 +67,21 @@ func (m message[T, M]) Scan(value any) error {
 	return fmt.Errorf("a message is stored as %T", value)
 }
 
-// collection makes the column of a map or list of strings.
-func collection[T map[string]string | []string](c T) any {
+// collected is what is stored as JSON.
+type collected interface {
+	map[string]string | []string | []store.Spares
+}
+
+// collection makes the column of a map or list.
+func collection[T collected](c T) any {
 	if len(c) == 0 {
 		return nil
 	}
-	b, _ := json.Marshal(c) // strings always can be
+	b, _ := json.Marshal(c) // strings and numbers always can be
 	return string(b)
 }
 
-type listing[T map[string]string | []string] struct{ to *T }
+type listing[T collected] struct{ to *T }
 
 // Scan implements sql.Scanner.
 func (l listing[T]) Scan(value any) error {

@@ -4,13 +4,14 @@ import (
 	"github.com/vendetta-dev/vendetta/coordination/store"
 )
 
-const selectNode = `SELECT id, name, address, labels, state, message, draining, host_keys, created_at, updated_at, report FROM nodes `
+const selectNode = `SELECT id, name, address, labels, state, message, draining, host_keys, created_at, updated_at, report, spares FROM nodes `
 
 func scanNode(n *store.Node) func(scanner) error {
 	return func(row scanner) error {
 		return row.Scan(&n.ID, &n.Name, message[nodeAddress, *nodeAddress]{&n.Address}, listing[map[string]string]{&n.Labels},
 			&n.State, &n.Message, &n.Draining, listing[[]string]{&n.HostKeys},
-			instant{&n.CreatedAt}, instant{&n.UpdatedAt}, message[nodeReport, *nodeReport]{&n.Report})
+			instant{&n.CreatedAt}, instant{&n.UpdatedAt}, message[nodeReport, *nodeReport]{&n.Report},
+			listing[[]store.Spares]{&n.Spares})
 	}
 }
 
@@ -24,7 +25,7 @@ func nodeArgs(n store.Node) ([]any, error) {
 		return nil, err
 	}
 	return []any{n.Name, address, collection(n.Labels), int32(n.State), n.Message, n.Draining, collection(n.HostKeys),
-		nanos(n.CreatedAt), nanos(n.UpdatedAt), report, n.ID}, nil
+		nanos(n.CreatedAt), nanos(n.UpdatedAt), report, collection(n.Spares), n.ID}, nil
 }
 
 // CreateNode implements store.Tx.
@@ -34,8 +35,8 @@ func (t *tx) CreateNode(n store.Node) error {
 		return named("node "+n.Name, err)
 	}
 	return t.insert("node "+n.Name, `INSERT INTO nodes
-		(name, address, labels, state, message, draining, host_keys, created_at, updated_at, report, id)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, args...)
+		(name, address, labels, state, message, draining, host_keys, created_at, updated_at, report, spares, id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, args...)
 }
 
 // UpdateNode implements store.Tx.
@@ -45,7 +46,7 @@ func (t *tx) UpdateNode(n store.Node) error {
 		return named("node "+n.Name, err)
 	}
 	return t.update("node "+n.Name, `UPDATE nodes SET
-		name = ?, address = ?, labels = ?, state = ?, message = ?, draining = ?, host_keys = ?, created_at = ?, updated_at = ?, report = ?
+		name = ?, address = ?, labels = ?, state = ?, message = ?, draining = ?, host_keys = ?, created_at = ?, updated_at = ?, report = ?, spares = ?
 		WHERE id = ?`, args...)
 }
 

@@ -249,3 +249,36 @@ func TestWriterSettings(t *testing.T) {
 		t.Error("a reader's connection can write")
 	}
 }
+
+// A file of the first schema is brought forward, and what was in it reads as
+// what it was: a node without spares, a workspace that is none.
+func TestFirstSchemaIsBroughtForward(t *testing.T) {
+	released := migrations
+	t.Cleanup(func() { migrations = released })
+	path := filepath.Join(t.TempDir(), "vendetta.db")
+	migrations = released[:1]
+	if err := open(t, filepath.Dir(path)).Close(); err != nil {
+		t.Fatal(err)
+	}
+	alter(t, path,
+		`INSERT INTO nodes (id, name, state, message, draining) VALUES ('n', 'build1', 2, '', 0)`,
+		`INSERT INTO workspaces (id, name, node_id, desired, generation, state, instance, error_code, message, next, operation_id)
+			VALUES ('w', 'web', 'n', 1, 7, 2, '', '', '', '', 'o')`)
+	migrations = released
+	s := open(t, filepath.Dir(path))
+	defer closed(t, s)
+	err := s.View(t.Context(), func(tx store.Tx) error {
+		n, err := tx.Node("n")
+		if err != nil || n.Name != "build1" || n.Spares != nil {
+			t.Errorf("node %+v, %v", n, err)
+		}
+		w, err := tx.Workspace("w")
+		if err != nil || w.Generation != 7 || w.Spare {
+			t.Errorf("workspace %+v, %v", w, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -84,6 +84,9 @@ var migrations = [][]string{{
 		fields    TEXT NOT NULL
 	) STRICT`,
 	`CREATE INDEX audit_of_workspace ON audit (workspace, seq)`,
+}, {
+	`ALTER TABLE nodes ADD COLUMN spares TEXT`,
+	`ALTER TABLE workspaces ADD COLUMN spare INTEGER NOT NULL DEFAULT 0`,
 }}
 
 // prepare checks that the file is a store that this program understands, then

@@ -12,13 +12,13 @@ type (
 )
 
 const selectWorkspace = `SELECT id, name, node_id, spec, desired, generation, state, instance, error_code, message, next,
-	operation_id, created_at, updated_at FROM workspaces `
+	operation_id, created_at, updated_at, spare FROM workspaces `
 
 func scanWorkspace(w *store.Workspace) func(scanner) error {
 	return func(row scanner) error {
 		return row.Scan(&w.ID, &w.Name, &w.NodeID, message[workspaceSpec, *workspaceSpec]{&w.Spec}, &w.Desired, &w.Generation,
 			&w.State, &w.Instance, &w.ErrorCode, &w.Message, &w.Next,
-			&w.OperationID, instant{&w.CreatedAt}, instant{&w.UpdatedAt})
+			&w.OperationID, instant{&w.CreatedAt}, instant{&w.UpdatedAt}, &w.Spare)
 	}
 }
 
@@ -28,7 +28,7 @@ func workspaceArgs(w store.Workspace) ([]any, error) {
 		return nil, err
 	}
 	return []any{w.Name, w.NodeID, spec, int32(w.Desired), w.Generation, int32(w.State), w.Instance, w.ErrorCode,
-		w.Message, w.Next, w.OperationID, nanos(w.CreatedAt), nanos(w.UpdatedAt), w.ID}, nil
+		w.Message, w.Next, w.OperationID, nanos(w.CreatedAt), nanos(w.UpdatedAt), w.Spare, w.ID}, nil
 }
 
 // CreateWorkspace implements store.Tx.
@@ -38,8 +38,8 @@ func (t *tx) CreateWorkspace(w store.Workspace) error {
 		return named("workspace "+w.Name, err)
 	}
 	return t.insert("workspace "+w.Name, `INSERT INTO workspaces
-		(name, node_id, spec, desired, generation, state, instance, error_code, message, next, operation_id, created_at, updated_at, id)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, args...)
+		(name, node_id, spec, desired, generation, state, instance, error_code, message, next, operation_id, created_at, updated_at, spare, id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, args...)
 }
 
 // UpdateWorkspace implements store.Tx.
@@ -50,7 +50,7 @@ func (t *tx) UpdateWorkspace(w store.Workspace) error {
 	}
 	return t.update("workspace "+w.Name, `UPDATE workspaces SET
 		name = ?, node_id = ?, spec = ?, desired = ?, generation = ?, state = ?, instance = ?, error_code = ?, message = ?, next = ?,
-		operation_id = ?, created_at = ?, updated_at = ?
+		operation_id = ?, created_at = ?, updated_at = ?, spare = ?
 		WHERE id = ?`, args...)
 }
 

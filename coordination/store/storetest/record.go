@@ -32,6 +32,7 @@ func NewNode(id, name string) store.Node {
 			Capacity:  &vendettav1.Capacity{Cpus: 2, MemoryBytes: 1 << 40, Load1: 0.5},
 			Providers: []*vendettav1.ProviderStatus{{Name: "docker", Usable: true, Capabilities: []string{"limits.memory"}}},
 		},
+		Spares: []store.Spares{{Provider: "docker", Image: "debian:12", Count: 2}, {Provider: "native", Count: 1}},
 	}
 }
 
@@ -55,6 +56,7 @@ func NewWorkspace(id, name, node string) store.Workspace {
 		OperationID: "op-" + id,
 		CreatedAt:   born,
 		UpdatedAt:   born.Add(time.Hour),
+		Spare:       true,
 	}
 }
 
