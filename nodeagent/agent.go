@@ -141,6 +141,7 @@ func (a *Agent) Run(ctx context.Context, listener net.Listener) error {
 		}
 	})
 	conns.Go(func() { a.keepLog(ctx) })
+	conns.Go(func() { a.searchOrphans(ctx) })
 	a.log.Info("node agent runs", "version", a.options.Version, "socket", listener.Addr().String())
 	select {
 	case <-ctx.Done():
@@ -276,6 +277,7 @@ type server struct {
 	log       *slog.Logger
 	providers []providers.Provider
 	probes    *probes
+	orphans   *orphans
 
 	mu         sync.Mutex
 	workspaces map[string]*workspace
@@ -293,6 +295,7 @@ func newServer(a *Agent, id string, drivers []providers.Provider) *server {
 		changed:    make(chan struct{}),
 	}
 	s.probes = newProbes(drivers, a.timing, a.options.Now, s.notify)
+	s.orphans = newOrphans(s)
 	return s
 }
 
@@ -378,10 +381,14 @@ func (s *server) link(id string) (*link, error) {
 	if w == nil || !w.present() {
 		return nil, api.Errorf(api.NotFound, "reach workspace %q: this node has none with that id", id)
 	}
+	o := w.report()
+	if o.GetState() == vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED {
+		return nil, api.Errorf(api.FailedPrecondition, "reach workspace %s: it is paused", w.name()).
+			WithNext("vendetta workspace resume %s", w.name())
+	}
 	if l := w.guest(); l != nil {
 		return l, nil
 	}
-	o := w.report()
 	state := stateName(o.GetState())
 	if o.GetState() == vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED && o.GetMessage() != "" {
 		state += ": " + o.GetMessage()

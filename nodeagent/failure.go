@@ -20,6 +20,7 @@ var failureCodes = []struct {
 	{providers.ErrImage, api.FailedPrecondition},
 	{providers.ErrUnusable, api.FailedPrecondition},
 	{providers.ErrExhausted, api.ResourceExhausted},
+	{providers.ErrUnsupported, api.Unimplemented},
 }
 
 // failure makes err, met while doing what to a workspace, one that a user can

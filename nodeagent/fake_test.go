@@ -36,6 +36,9 @@ type box struct {
 	block map[string]chan struct{}
 	// mute guests never answer; dying ones end at once.
 	mute, dying bool
+	boot        time.Duration
+	digest      string
+	specs       []providers.Spec
 	status      providers.Status
 	guests      sync.WaitGroup
 	hello       *guestv1.HelloResponse
@@ -91,6 +94,7 @@ func (b *box) call(ctx context.Context, what, id string) error {
 func (b *box) Create(ctx context.Context, spec providers.Spec) (providers.Instance, error) {
 	b.mu.Lock()
 	b.volumes[spec.Workspace] = true
+	b.specs = append(b.specs, spec)
 	b.mu.Unlock()
 	if err := b.call(ctx, "create", spec.Workspace); err != nil {
 		return providers.Instance{}, err
@@ -99,7 +103,7 @@ func (b *box) Create(ctx context.Context, spec providers.Spec) (providers.Instan
 	defer b.mu.Unlock()
 	i := b.instances[spec.Workspace]
 	if i == nil {
-		i = &boxInstance{Instance: providers.Instance{Workspace: spec.Workspace, Name: "box-" + spec.Workspace, State: providers.StateStopped}, conns: map[net.Conn]bool{}}
+		i = &boxInstance{Instance: providers.Instance{Workspace: spec.Workspace, Name: "box-" + spec.Workspace, State: providers.StateStopped, Boot: b.boot, Digest: b.digest}, conns: map[net.Conn]bool{}}
 		b.instances[spec.Workspace] = i
 	}
 	return i.Instance, nil
@@ -119,8 +123,12 @@ func (b *box) Start(ctx context.Context, id string) error {
 		i.State, i.Message = providers.StateStopped, "exec format error"
 		return nil
 	}
-	if i.State != providers.StateRunning {
+	if i.State == providers.StatePaused {
 		i.State = providers.StateRunning
+		return nil
+	}
+	if i.State != providers.StateRunning {
+		i.State, i.Message = providers.StateRunning, ""
 		var ctx context.Context
 		ctx, i.cancel = context.WithCancel(context.Background())
 		i.serve = func(conn net.Conn, guest http.Handler) {
@@ -144,7 +152,7 @@ func (b *box) halt(id string) {
 
 func (b *box) haltLocked(id string) {
 	i := b.instances[id]
-	if i == nil || i.State != providers.StateRunning {
+	if i == nil || i.State != providers.StateRunning && i.State != providers.StatePaused {
 		return
 	}
 	i.State, i.Message = providers.StateStopped, "killed"
@@ -220,6 +228,9 @@ func (b *box) Inspect(_ context.Context, id string) (providers.Instance, error) 
 func (b *box) List(context.Context) ([]providers.Instance, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.fail["list"]; err != nil {
+		return nil, err
+	}
 	var all []providers.Instance
 	for _, i := range b.instances {
 		all = append(all, i.Instance)
@@ -227,7 +238,12 @@ func (b *box) List(context.Context) ([]providers.Instance, error) {
 	return all, nil
 }
 
-func (b *box) Usage(context.Context, string) (providers.Usage, error) { return providers.Usage{}, nil }
+func (b *box) Usage(ctx context.Context, id string) (providers.Usage, error) {
+	if err := b.call(ctx, "usage", id); err != nil {
+		return providers.Usage{}, err
+	}
+	return providers.Usage{CPU: 1500 * time.Millisecond, MemoryBytes: 7, DiskBytes: -1}, nil
+}
 
 func (b *box) Connect(ctx context.Context, id string) (net.Conn, error) {
 	if err := b.call(ctx, "connect", id); err != nil {
@@ -298,7 +314,7 @@ var quick = timing{
 	guestAnswer: 5 * time.Second, linkOpen: 2 * time.Second, linkRetry: time.Millisecond, linkRetryMax: 20 * time.Millisecond,
 	linkWait: 2 * time.Second, restart: 5 * time.Millisecond, restartMax: 20 * time.Millisecond, stable: time.Minute,
 	look: 20 * time.Millisecond, probe: time.Second, probed: time.Minute, interval: time.Minute, tombstone: time.Hour,
-	follow: 5 * time.Millisecond, farewell: 700 * time.Millisecond, importIdle: time.Minute,
+	orphans: time.Hour, grace: 24 * time.Hour, follow: 5 * time.Millisecond, farewell: 700 * time.Millisecond, importIdle: time.Minute,
 }
 
 // node is a running agent and a client of it.
@@ -395,11 +411,13 @@ const (
 	stopped = vendettav1.DesiredState_DESIRED_STATE_STOPPED
 	down    = vendettav1.DesiredState_DESIRED_STATE_DOWN
 	removed = vendettav1.DesiredState_DESIRED_STATE_REMOVED
+	paused  = vendettav1.DesiredState_DESIRED_STATE_PAUSED
 
 	isRunning = vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
 	isStopped = vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED
 	isDown    = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN
 	isFailed  = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
+	isPaused  = vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
 )
 
 func request(op string, generation int64, desired vendettav1.DesiredState) *nodeagentv1.ApplyRequest {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
+	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
 )
 
 // journalFormat rises when a record can no longer be read by an older agent.
@@ -34,6 +35,15 @@ type record struct {
 	pending bool
 	// made: the workspace has run once, so its volume may hold a user's files.
 	made bool
+	// prior is what was wanted before an operation that may fail and leave the
+	// workspace as it is; it is what counts then.
+	prior *nodeagentv1.ApplyRequest
+}
+
+// failed reports whether the last operation left the workspace failed, rather
+// than as it was.
+func (r record) failed() bool {
+	return !r.pending && r.observed.GetErrorCode() != "" && r.observed.GetState() == vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
 }
 
 type recordJSON struct {
@@ -42,6 +52,7 @@ type recordJSON struct {
 	Made     bool            `json:"made,omitempty"`
 	Request  json.RawMessage `json:"request"`
 	Observed json.RawMessage `json:"observed,omitempty"`
+	Prior    json.RawMessage `json:"prior,omitempty"`
 }
 
 // journal keeps one file for each workspace, DIR/SERVERID/WORKSPACEID.json. A
@@ -154,6 +165,11 @@ func encodeRecord(r record) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if r.prior != nil {
+		if out.Prior, err = protojson.Marshal(r.prior); err != nil {
+			return nil, err
+		}
+	}
 	return json.Marshal(out)
 }
 
@@ -178,6 +194,12 @@ func decodeRecord(data []byte, id string) (record, error) {
 			return record{}, fmt.Errorf("observed: %w", err)
 		}
 	}
+	if len(in.Prior) > 0 {
+		r.prior = &nodeagentv1.ApplyRequest{}
+		if err := lenient.Unmarshal(in.Prior, r.prior); err != nil {
+			return record{}, fmt.Errorf("prior: %w", err)
+		}
+	}
 	if !r.pending && r.observed == nil {
 		return record{}, errors.New("an operation that ended without a result")
 	}
@@ -186,6 +208,11 @@ func decodeRecord(data []byte, id string) (record, error) {
 	}
 	if err := validateApply(r.request); err != nil {
 		return record{}, err
+	}
+	if r.prior != nil {
+		if err := validateApply(r.prior); err != nil {
+			return record{}, fmt.Errorf("prior: %w", err)
+		}
 	}
 	return r, nil
 }

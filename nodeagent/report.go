@@ -23,6 +23,7 @@ func (s *server) report(ctx context.Context, fresh bool) *vendettav1.NodeReport 
 	r.AgentVersion = a.options.Version
 	r.Protocol = api.Protocol
 	r.AgentStartedAt = timestamppb.New(a.started)
+	r.Orphans = s.orphans.report()
 	r.Providers = s.probes.get(ctx, fresh, a.root, a.tasks.Go)
 	return r
 }

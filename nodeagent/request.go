@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"net/http"
 	"regexp"
@@ -18,6 +19,8 @@ import (
 var (
 	operationIDs   = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 	workspaceNames = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
+	// snapshotNames is the providers' rule.
+	snapshotNames = workspaceNames
 )
 
 // graceLimit bounds the seconds that a stop may take.
@@ -36,7 +39,8 @@ func validateApply(r *nodeagentv1.ApplyRequest) error {
 	}
 	switch r.GetDesired() {
 	case vendettav1.DesiredState_DESIRED_STATE_RUNNING, vendettav1.DesiredState_DESIRED_STATE_STOPPED,
-		vendettav1.DesiredState_DESIRED_STATE_DOWN, vendettav1.DesiredState_DESIRED_STATE_REMOVED:
+		vendettav1.DesiredState_DESIRED_STATE_DOWN, vendettav1.DesiredState_DESIRED_STATE_REMOVED,
+		vendettav1.DesiredState_DESIRED_STATE_PAUSED:
 	default:
 		return api.Errorf(api.InvalidArgument, "apply to workspace %s: desired state %d is not known here", r.GetWorkspaceName(), r.GetDesired())
 	}
@@ -45,6 +49,36 @@ func validateApply(r *nodeagentv1.ApplyRequest) error {
 	}
 	if _, err := networkOf(r.GetSpec().GetNetwork()); err != nil {
 		return err
+	}
+	return validateAction(r)
+}
+
+// validateAction refuses what cannot be done beside reaching the desired state.
+func validateAction(r *nodeagentv1.ApplyRequest) error {
+	refuse := func(format string, args ...any) error {
+		return api.Errorf(api.InvalidArgument, "apply to workspace %s: %s", r.GetWorkspaceName(), fmt.Sprintf(format, args...))
+	}
+	if r.GetAction() != nil && r.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_REMOVED {
+		return refuse("it is to be removed, so nothing is done with it before")
+	}
+	snapshot := ""
+	switch action := r.GetAction().(type) {
+	case *nodeagentv1.ApplyRequest_CreateSnapshot:
+		snapshot = action.CreateSnapshot
+	case *nodeagentv1.ApplyRequest_RestoreSnapshot:
+		snapshot = action.RestoreSnapshot
+	case *nodeagentv1.ApplyRequest_RemoveSnapshot:
+		snapshot = action.RemoveSnapshot
+	case *nodeagentv1.ApplyRequest_ForkOf:
+		if !ids.MatchString(action.ForkOf) || action.ForkOf == r.GetWorkspaceId() {
+			return refuse("%q is not the id of a workspace that it can be made from", action.ForkOf)
+		}
+		return nil
+	default:
+		return nil
+	}
+	if !snapshotNames.MatchString(snapshot) {
+		return refuse("%q is not the name of a snapshot", snapshot)
 	}
 	return nil
 }

@@ -60,6 +60,39 @@ func (s *service) Apply(ctx context.Context, r *nodeagentv1.ApplyRequest) (*node
 	}
 }
 
+func (s *service) ListSnapshots(ctx context.Context, r *nodeagentv1.ListSnapshotsRequest) (*nodeagentv1.ListSnapshotsResponse, error) {
+	w, err := s.workspace(ctx, r.GetWorkspaceId())
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	list, err := w.snapshots(ctx)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return list, nil
+}
+
+func (s *service) Usage(ctx context.Context, r *nodeagentv1.UsageRequest) (*nodeagentv1.UsageResponse, error) {
+	w, err := s.workspace(ctx, r.GetWorkspaceId())
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	usage, err := w.usage(ctx)
+	if err != nil {
+		return nil, api.ToConnect(err)
+	}
+	return usage, nil
+}
+
+// workspace finds the one that a question is about.
+func (s *service) workspace(ctx context.Context, id string) (*workspace, error) {
+	server, err := s.agent.server(serverOf(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return server.known(id)
+}
+
 func (s *service) Watch(ctx context.Context, r *nodeagentv1.WatchRequest, stream *connect.ServerStream[nodeagentv1.WatchResponse]) error {
 	server, err := s.agent.server(serverOf(ctx))
 	if err != nil {

@@ -26,6 +26,8 @@ func (k *keeper) converge(ctx context.Context, r *nodeagentv1.ApplyRequest, fres
 	switch r.GetDesired() {
 	case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
 		return k.run(ctx, p, r, fresh)
+	case vendettav1.DesiredState_DESIRED_STATE_PAUSED:
+		return k.pause(ctx, p, r, fresh)
 	case vendettav1.DesiredState_DESIRED_STATE_STOPPED:
 		return k.stop(ctx, p, r)
 	default:
@@ -63,11 +65,15 @@ func (k *keeper) run(ctx context.Context, p providers.Provider, r *nodeagentv1.A
 	if err != nil && !create {
 		return err
 	}
-	if create || inst.State != providers.StateRunning {
-		err = k.start(ctx, p, r, create)
+	err = nil
+	if create {
+		inst, err = k.create(ctx, p, r)
 	}
-	if err == nil || !create && inst.State == providers.StateRunning {
-		err = k.meet(ctx, p, r)
+	if err == nil && inst.State != providers.StateRunning {
+		err = k.start(ctx, p, inst)
+	}
+	if err == nil {
+		err = k.meet(ctx, p, r, inst.Boot)
 	}
 	if err == nil {
 		return nil
@@ -80,27 +86,33 @@ func (k *keeper) run(ctx context.Context, p providers.Provider, r *nodeagentv1.A
 	return err
 }
 
-func (k *keeper) start(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest, create bool) error {
-	if create {
-		spec, err := specOf(r)
-		if err != nil {
-			return err
-		}
-		if err := k.step(ctx, p, createCeiling, func(ctx context.Context) error {
-			_, err := p.Create(ctx, spec)
-			return err
-		}); err != nil {
-			return err
-		}
+func (k *keeper) create(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest) (inst providers.Instance, err error) {
+	spec, err := specOf(r)
+	if err != nil {
+		return inst, err
+	}
+	err = k.step(ctx, p, createCeiling, func(ctx context.Context) error {
+		inst, err = p.Create(ctx, spec)
+		return err
+	})
+	return inst, err
+}
+
+// start starts an instance, or lets a paused one go on.
+func (k *keeper) start(ctx context.Context, p providers.Provider, inst providers.Instance) error {
+	if pauser, ok := p.(providers.Pauser); ok && inst.State == providers.StatePaused {
+		return k.step(ctx, p, pauseCeiling, func(ctx context.Context) error { return pauser.Resume(ctx, k.id) })
 	}
 	return k.step(ctx, p, startCeiling, func(ctx context.Context) error { return p.Start(ctx, k.id) })
 }
 
 // meet waits for the guest: an instance whose guest does not answer is of no
-// use to anyone and is not reported as running.
-func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest) error {
+// use to anyone and is not reported as running. One that boots a system first
+// gets the time that this takes.
+func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest, boot time.Duration) error {
 	l := k.keepLink(p)
-	ctx, cancel := context.WithTimeoutCause(ctx, k.timing.guestAnswer, errSilent)
+	patience := max(k.timing.guestAnswer, boot)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errSilent)
 	defer cancel()
 	for {
 		look, done := context.WithTimeout(ctx, k.timing.look)
@@ -108,45 +120,45 @@ func (k *keeper) meet(ctx context.Context, p providers.Provider, r *nodeagentv1.
 		done()
 		inst, ierr := k.inspect(ctx, p)
 		switch {
-		case err == nil && ierr == nil:
-			k.seeRunning(inst)
+		case err == nil && ierr == nil && inst.State == providers.StateRunning:
+			k.seeInstance(inst)
 			return nil
 		case api.CodeOf(err) == api.FailedPrecondition:
 			// It answered, and no waiting makes it speak our protocol.
 			return err
 		case ctx.Err() != nil && errors.Is(context.Cause(ctx), errSilent):
-			return k.silent(r, err)
+			return k.silent(ctx, p, r, patience, err)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case ierr != nil:
 			return ierr
 		case inst.State != providers.StateRunning:
 			l.stop()
-			return ended(r, inst)
+			return k.ended(ctx, p, r, inst)
 		}
 	}
 }
 
 var errSilent = errors.New("the guest did not answer")
 
-func (k *keeper) silent(r *nodeagentv1.ApplyRequest, err error) error {
+func (k *keeper) silent(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest, patience time.Duration, err error) error {
 	return &api.Error{
 		Code: api.DeadlineExceeded,
-		Message: fmt.Sprintf("start workspace %s: its guest (%s) did not answer within %v",
-			r.GetWorkspaceName(), providers.GuestProgram, k.timing.guestAnswer),
+		Message: fmt.Sprintf("start workspace %s: its guest (%s) did not answer within %v%s",
+			r.GetWorkspaceName(), providers.GuestProgram, patience, k.lastWords(ctx, p)),
 		Next:  "vendetta node logs shows what the node agent saw; check that the image is one for this machine's architecture",
 		Cause: err,
 	}
 }
 
-func ended(r *nodeagentv1.ApplyRequest, inst providers.Instance) error {
+func (k *keeper) ended(ctx context.Context, p providers.Provider, r *nodeagentv1.ApplyRequest, inst providers.Instance) error {
 	how := inst.Message
 	if how == "" {
 		how = "it gave no reason"
 	}
 	return &api.Error{
 		Code:    api.FailedPrecondition,
-		Message: fmt.Sprintf("start workspace %s: its guest (%s) ended at once: %s", r.GetWorkspaceName(), providers.GuestProgram, how),
+		Message: fmt.Sprintf("start workspace %s: its guest (%s) ended at once: %s%s", r.GetWorkspaceName(), providers.GuestProgram, how, k.lastWords(ctx, p)),
 		Next:    "check that the image is one for this machine's architecture",
 	}
 }
@@ -189,11 +201,7 @@ func (k *keeper) stop(ctx context.Context, p providers.Provider, r *nodeagentv1.
 		return api.Errorf(api.Internal, "stop workspace %s: its instance is %s after it was stopped", r.GetWorkspaceName(), inst.State).
 			WithNext("vendetta workspace down %s removes the instance and keeps the files", r.GetWorkspaceName())
 	}
-	k.see(func(o *nodeagentv1.ObservedWorkspace) {
-		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED
-		o.Instance = inst.Name
-		o.ErrorCode, o.Message, o.Next = "", "", ""
-	})
+	k.seeInstance(inst)
 	return nil
 }
 

@@ -26,6 +26,9 @@ type timing struct {
 	probe, probed time.Duration
 	// interval between two reports.
 	interval time.Duration
+	// orphans is the pause between two searches for instances that no workspace
+	// knows; grace is how long such a one is reported before it may be removed.
+	orphans, grace time.Duration
 	// tombstone is how long a removed workspace's generation is remembered.
 	tombstone time.Duration
 	// follow is the pause between two looks at a log that is followed.
@@ -49,6 +52,8 @@ var defaultTiming = timing{
 	probe:        5 * time.Second,
 	probed:       30 * time.Second,
 	interval:     10 * time.Second,
+	orphans:      10 * time.Minute,
+	grace:        24 * time.Hour,
 	tombstone:    24 * time.Hour,
 	follow:       500 * time.Millisecond,
 	importIdle:   2 * time.Minute,

@@ -24,6 +24,9 @@ type workspace struct {
 	server *server
 	id     string
 	wake   chan struct{}
+	// turn is held by who calls the provider for this workspace: the keeper, but
+	// for a fork of it and for questions.
+	turn chan struct{}
 
 	mu     sync.Mutex
 	record record
@@ -55,7 +58,7 @@ func (o *operation) end(result *nodeagentv1.ObservedWorkspace, err error) {
 }
 
 func newWorkspace(s *server, id string) *workspace {
-	return &workspace{server: s, id: id, wake: make(chan struct{}, 1), seen: &nodeagentv1.ObservedWorkspace{WorkspaceId: id}}
+	return &workspace{server: s, id: id, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1), seen: &nodeagentv1.ObservedWorkspace{WorkspaceId: id}}
 }
 
 // load takes over a record of the journal.
@@ -67,15 +70,25 @@ func (w *workspace) load(r record) {
 	}
 	w.seen.WorkspaceId = w.id
 	w.seen.Linked = false
-	switch {
-	case r.pending:
+	if r.pending {
 		w.seen.State = workingState(r.request.GetDesired())
-	default:
-		w.op.end(proto.CloneOf(r.observed), nil)
-		if r.observed.GetErrorCode() == "" {
-			// Until somebody has looked.
-			w.seen.State = vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN
-		}
+		return
+	}
+	w.op.end(proto.CloneOf(r.observed), nil)
+	if !r.failed() {
+		// Until somebody has looked.
+		w.seen.State = vendettav1.WorkspaceState_WORKSPACE_STATE_UNKNOWN
+		w.seen.ErrorCode, w.seen.Message, w.seen.Next = "", "", ""
+	}
+}
+
+// take waits for the turn and returns what gives it back.
+func (w *workspace) take(ctx context.Context) (release func(), err error) {
+	select {
+	case w.turn <- struct{}{}:
+		return func() { <-w.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
@@ -129,6 +142,11 @@ func (w *workspace) accept(r *nodeagentv1.ApplyRequest) (*operation, error) {
 	next := record{request: r, pending: true, made: w.record.made, observed: w.record.observed}
 	if w.removed() {
 		next.made = false
+	} else if current != nil && besides(r) {
+		next.prior = bare(current)
+		if w.record.pending && w.record.prior != nil {
+			next.prior = w.record.prior
+		}
 	}
 	if err := w.server.agent.journal.write(w.server.id, next); err != nil {
 		// On a full disk a removal is what makes room again. Unwritten it is begun
@@ -274,7 +292,7 @@ func (w *workspace) keep(ctx context.Context) {
 		if !ok {
 			return
 		}
-		pause := k.turn(work, op)
+		pause := k.turnFor(work, op)
 		w.mu.Lock()
 		w.interrupt()
 		w.interrupt = nil
@@ -317,8 +335,18 @@ type keeper struct {
 // forever is the pause of a keeper that waits to be woken.
 const forever = 24 * time.Hour
 
-// turn does what there is to do and returns how long to rest after it.
-func (k *keeper) turn(ctx context.Context, op *operation) time.Duration {
+// turnFor waits for the workspace's turn and uses it.
+func (k *keeper) turnFor(ctx context.Context, op *operation) time.Duration {
+	release, err := k.take(ctx)
+	if err != nil {
+		return 0
+	}
+	defer release()
+	return k.proceed(ctx, op)
+}
+
+// proceed does what there is to do and returns how long to rest after it.
+func (k *keeper) proceed(ctx context.Context, op *operation) time.Duration {
 	k.mu.Lock()
 	none, ended := op == nil, op != nil && op.ended
 	r := k.record
@@ -328,7 +356,7 @@ func (k *keeper) turn(ctx context.Context, op *operation) time.Duration {
 		return forever
 	case !ended:
 		return k.operate(ctx, op)
-	case r.observed.GetErrorCode() != "":
+	case r.failed():
 		// What failed is not tried again behind the user's back.
 		return k.observe(ctx, r)
 	case r.request.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_REMOVED:
@@ -352,46 +380,91 @@ func (k *keeper) rest(ctx context.Context, pause time.Duration) {
 func (k *keeper) operate(ctx context.Context, op *operation) time.Duration {
 	k.failures = 0
 	k.looked = true
-	desired := op.request.GetDesired()
-	k.see(func(o *nodeagentv1.ObservedWorkspace) {
-		o.State = workingState(desired)
-		o.ErrorCode, o.Message, o.Next = "", "", ""
-	})
-	k.server.log.Info("operation begins", "workspace", k.id, "operation", op.request.GetOperationId(), "desired", desired.String())
+	r := op.request
+	if k.moves(r) {
+		k.see(func(o *nodeagentv1.ObservedWorkspace) {
+			o.State = workingState(r.GetDesired())
+			o.ErrorCode, o.Message, o.Next = "", "", ""
+		})
+	}
+	k.server.log.Info("operation begins", "workspace", k.id, "operation", r.GetOperationId(), "desired", r.GetDesired().String(), "action", actionName(r))
 	k.mu.Lock()
 	made := k.record.made
 	k.mu.Unlock()
-	err := k.converge(ctx, op.request, !made)
+	note, err := k.carryOut(ctx, op, !made)
 	if err != nil && ctx.Err() != nil {
 		// A newer operation or the agent's end: the journal says what to go on with.
 		return 0
 	}
 	if err != nil && op.resumed && errors.Is(err, providers.ErrUnusable) {
 		// The machine was started with the agent, and the provider comes later.
-		k.seeFailure(failure("go on with", op.request.GetWorkspaceName(), err))
+		k.seeFailure(failure("go on with", r.GetWorkspaceName(), err))
 		k.failures++
 		return backoff(k.failures, k.timing.restart, k.timing.restartMax)
 	}
-	if err != nil {
-		k.seeFailure(failure("apply to", op.request.GetWorkspaceName(), err))
+	end := end{note: note}
+	var aside harmless
+	switch {
+	case errors.As(err, &aside):
+		end.failure = k.stay(ctx, op, err)
+		if ctx.Err() != nil {
+			return 0
+		}
+	case err != nil:
+		end.failure = failure("apply to", r.GetWorkspaceName(), err)
+		k.seeFailure(end.failure)
 	}
-	k.finish(op, err == nil)
+	k.finish(op, end)
 	return 0
 }
 
-// finish writes the end of op down and answers those who wait for it.
-func (k *keeper) finish(op *operation, ok bool) {
+// moves reports whether a request changes the instance's state, so that what was
+// seen of it is no longer true when it begins.
+func (k *keeper) moves(r *nodeagentv1.ApplyRequest) bool {
+	if inPlace(r) {
+		return false
+	}
+	// What runs is to be halted: it runs until it is.
+	return r.GetAction() != nil || r.GetDesired() != vendettav1.DesiredState_DESIRED_STATE_PAUSED ||
+		k.report().GetState() != vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
+}
+
+// end is how an operation ended.
+type end struct {
+	failure *api.Error
+	note    string
+}
+
+// finish writes the end of op down and answers those who wait for it. A failure
+// that left the workspace as it was is the operation's alone: what was wanted
+// before it counts again, under its generation.
+func (k *keeper) finish(op *operation, how end) {
 	result := k.report()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.op != op {
 		return
 	}
+	result.Note = how.note
 	next := k.record
-	next.pending, next.observed = false, proto.CloneOf(result)
-	if ok && op.request.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_RUNNING {
-		next.made = true
+	next.request = bare(op.request)
+	if e := how.failure; e != nil {
+		result.ErrorCode, result.Message, result.Next = string(e.Code), e.Message, e.Next
+		if next.prior != nil && besides(op.request) {
+			next.request = proto.CloneOf(next.prior)
+			next.request.OperationId, next.request.Generation = op.request.GetOperationId(), op.request.GetGeneration()
+		}
+	} else {
+		if digest := result.GetImageDigest(); digest != "" && next.request.GetSpec() != nil {
+			// An instance that is made again has the image that this one has.
+			next.request.Spec.ImageDigest = digest
+		}
+		switch op.request.GetDesired() {
+		case vendettav1.DesiredState_DESIRED_STATE_RUNNING, vendettav1.DesiredState_DESIRED_STATE_PAUSED:
+			next.made = true
+		}
 	}
+	next.pending, next.prior, next.observed = false, nil, proto.CloneOf(result)
 	if err := k.server.agent.journal.write(k.server.id, next); err != nil {
 		// The work is done whatever the journal says. It stays pending there, and
 		// a restarted agent does it again, which changes nothing.
@@ -405,11 +478,13 @@ func (k *keeper) finish(op *operation, ok bool) {
 // maintain brings back what should be and is not: after a reboot, or when an
 // instance died.
 func (k *keeper) maintain(ctx context.Context, r record) time.Duration {
-	running := r.request.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_RUNNING
+	paused := r.request.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_PAUSED
+	running := paused || r.request.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_RUNNING
 	if k.looked && !running {
 		return forever
 	}
-	if l := k.guest(); k.looked && l != nil && l.up() {
+	// The guest of a paused one says nothing, and that is no sign of its end.
+	if l := k.guest(); k.looked && !paused && l != nil && l.up() {
 		return forever
 	}
 	p, err := k.server.provider(r.request.GetSpec().GetProvider())
@@ -421,9 +496,17 @@ func (k *keeper) maintain(ctx context.Context, r record) time.Duration {
 	switch {
 	case ctx.Err() != nil:
 		return 0
-	case err == nil && running && inst.State == providers.StateRunning:
+	case err == nil && paused && inst.State == providers.StatePaused:
 		k.looked = true
-		k.seeRunning(inst)
+		k.seeInstance(inst)
+		if l := k.guest(); l != nil && !l.up() {
+			// It would be tried in vain until somebody resumes the workspace.
+			k.dropLink()
+		}
+		return k.timing.restartMax
+	case err == nil && running && !paused && inst.State == providers.StateRunning:
+		k.looked = true
+		k.seeInstance(inst)
 		k.keepLink(p)
 		return k.timing.look
 	case err == nil && running && inst.State == providers.StateStopped:
@@ -517,10 +600,20 @@ func (k *keeper) bury() time.Duration {
 	return 0
 }
 
-func (k *keeper) seeRunning(inst providers.Instance) {
+// instanceStates are the providers' states in the words that users read.
+var instanceStates = map[providers.State]vendettav1.WorkspaceState{
+	providers.StateRunning: vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING,
+	providers.StatePaused:  vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED,
+	providers.StateStopped: vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED,
+}
+
+func (k *keeper) seeInstance(inst providers.Instance) {
 	k.see(func(o *nodeagentv1.ObservedWorkspace) {
-		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
+		o.State = instanceStates[inst.State]
 		o.Instance = inst.Name
+		if inst.Digest != "" {
+			o.ImageDigest = inst.Digest
+		}
 		o.ErrorCode, o.Message, o.Next = "", "", ""
 	})
 }
@@ -536,7 +629,7 @@ func (k *keeper) seeFailure(e *api.Error) {
 // workingState is what a workspace is in on its way to desired.
 func workingState(desired vendettav1.DesiredState) vendettav1.WorkspaceState {
 	switch desired {
-	case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
+	case vendettav1.DesiredState_DESIRED_STATE_RUNNING, vendettav1.DesiredState_DESIRED_STATE_PAUSED:
 		return vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING
 	case vendettav1.DesiredState_DESIRED_STATE_REMOVED:
 		return vendettav1.WorkspaceState_WORKSPACE_STATE_REMOVING
@@ -548,4 +641,21 @@ func workingState(desired vendettav1.DesiredState) vendettav1.WorkspaceState {
 // stateName is a state in the words that users read.
 func stateName(s vendettav1.WorkspaceState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "WORKSPACE_STATE_"))
+}
+
+// actionName is what a request does beside reaching the desired state, for the log.
+func actionName(r *nodeagentv1.ApplyRequest) string {
+	switch r.GetAction().(type) {
+	case *nodeagentv1.ApplyRequest_CreateSnapshot:
+		return "create snapshot"
+	case *nodeagentv1.ApplyRequest_RestoreSnapshot:
+		return "restore snapshot"
+	case *nodeagentv1.ApplyRequest_RemoveSnapshot:
+		return "remove snapshot"
+	case *nodeagentv1.ApplyRequest_ForkOf:
+		return "fork"
+	case *nodeagentv1.ApplyRequest_Resize:
+		return "resize"
+	}
+	return ""
 }
