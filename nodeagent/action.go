@@ -20,7 +20,7 @@ const (
 	snapshotCeiling = 15 * time.Minute
 	resizeCeiling   = 2 * time.Minute
 	pauseCeiling    = time.Minute
-	listCeiling     = 15 * time.Second
+	askCeiling      = 15 * time.Second
 )
 
 // harmless is a failure that leaves the workspace as it is: the operation fails,
@@ -341,7 +341,7 @@ func (w *workspace) ask(ctx context.Context, what string, fn func(context.Contex
 			WithNext("vendetta workspace status %s, then repeat the command", name)
 	}
 	defer release()
-	ctx, cancelCall := context.WithTimeout(ctx, listCeiling)
+	ctx, cancelCall := context.WithTimeout(ctx, askCeiling)
 	defer cancelCall()
 	if err := fn(ctx, p); err != nil {
 		return failure(what, name, err)

@@ -73,7 +73,7 @@ func (o *orphans) look(ctx context.Context) {
 }
 
 func (o *orphans) list(ctx context.Context, p providers.Provider) ([]providers.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, listCeiling)
+	ctx, cancel := context.WithTimeout(ctx, askCeiling)
 	defer cancel()
 	return p.List(ctx)
 }

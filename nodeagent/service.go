@@ -9,13 +9,10 @@ import (
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
-	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1/nodeagentv1connect"
 )
 
 // service answers vendetta.nodeagent.v1.NodeAgentService.
 type service struct {
-	nodeagentv1connect.UnimplementedNodeAgentServiceHandler
-
 	agent *Agent
 }
 
