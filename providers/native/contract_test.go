@@ -12,6 +12,7 @@ import (
 	"github.com/vendetta-dev/vendetta/evals/testbed"
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/providertest"
+	"github.com/vendetta-dev/vendetta/providers/tree"
 )
 
 // guestVariable hands the guest's program to the run without root, which could
@@ -33,7 +34,7 @@ func TestContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = emptyTrash(t.Context(), state)
+		_ = tree.Remove(t.Context(), state)
 		if err := os.RemoveAll(state); err != nil {
 			t.Error(err)
 		}
@@ -69,7 +70,7 @@ func TestContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := last.Process.Signal(unix.SIGKILL); err != nil {
+			if err := last.Signal(unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		},

@@ -33,7 +33,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 	case err == nil && r.Ready:
 		return p.Inspect(ctx, ws)
 	case err == nil: // half-made by an earlier call
-		if err := p.discard(p.instanceDir(ws)); err != nil {
+		if err := p.trash.Discard(p.instanceDir(ws)); err != nil {
 			return none, failed("create", ws, err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -44,9 +44,9 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 		return none, failed("create", ws, err)
 	}
 	if err := p.makeInstance(spec); err != nil {
-		err = errors.Join(err, p.discard(p.instanceDir(ws)))
+		err = errors.Join(err, p.trash.Discard(p.instanceDir(ws)))
 		if fresh {
-			err = errors.Join(err, p.discard(p.volumeDir(ws)))
+			err = errors.Join(err, p.trash.Discard(p.volumeDir(ws)))
 		}
 		return none, failed("create", ws, err)
 	}
@@ -176,7 +176,7 @@ func (p *Provider) makeVolume(ws string) (fresh bool, err error) {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	if err := p.discard(dir); err != nil { // half-made: the state folder comes last
+	if err := p.trash.Discard(dir); err != nil { // half-made: the state folder comes last
 		return false, err
 	}
 	v := volume{}
@@ -193,7 +193,7 @@ func (p *Provider) makeVolume(ws string) (fresh bool, err error) {
 		err = p.makeDir(filepath.Join(dir, "state"), 0o700, v, true)
 	}
 	if err != nil {
-		return false, errors.Join(err, p.discard(dir))
+		return false, errors.Join(err, p.trash.Discard(dir))
 	}
 	return true, nil
 }

@@ -47,10 +47,10 @@ func TestStepsWithoutTheRight(t *testing.T) {
 	}
 	for what, step := range map[string]func() error{
 		"buildRoot":   func() error { return buildRoot(&pl) },
-		"open":        func() error { _, err := (&tree{Path: "/usr"}).open(); return err },
+		"open":        func() error { _, err := (&mount{Path: "/usr"}).open(); return err },
 		"newProc":     func() error { _, err := newProc(); return err },
-		"pivot probe": func() error { return pivot(tree{}) },
-		"pivot":       func() error { return pivot(tree{Path: dir, FD: nothing()}) },
+		"pivot probe": func() error { return pivot(mount{}) },
+		"pivot":       func() error { return pivot(mount{Path: dir, FD: nothing()}) },
 		"mountAt":     func() error { return mountAt(nothing(), spare, false) },
 		"mountTmp":    func() error { return mountTmp(spare, "") },
 		"mountDev":    func() error { return mountDev(&pl) },
@@ -177,7 +177,7 @@ func TestUnreadableRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The volume is gone.
-	if err := r.discard(r.volumeDir("w1")); err != nil {
+	if err := r.trash.Discard(r.volumeDir("w1")); err != nil {
 		t.Fatal(err)
 	}
 	fails("no volume", "start")
@@ -222,12 +222,6 @@ func TestBadStateFolder(t *testing.T) {
 	if _, err := below.List(ctx); err == nil {
 		t.Error("listed a file")
 	}
-	if err := emptyTrash(ctx, file); err == nil {
-		t.Error("emptied a file")
-	}
-	if err := removeAll(ctx, filepath.Join(file, "x", "y")); err == nil {
-		t.Error("removed below a file")
-	}
 	if err := host.Write(filepath.Join(file, "x"), 1); err == nil {
 		t.Error("wrote below a file")
 	}
@@ -258,21 +252,6 @@ func TestBadStateFolder(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-func TestSweepIsCancelled(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "a", "b", "c"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := emptyTrash(ctx, dir); !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
-	if err := emptyTrash(t.Context(), dir); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -439,7 +418,7 @@ func TestStartRefused(t *testing.T) {
 	if _, err := r.Connect(ctx, "w1"); err == nil {
 		t.Error("connected without a link")
 	}
-	if err := r.discard(r.volumeDir("w1")); err != nil {
+	if err := r.trash.Discard(r.volumeDir("w1")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Connect(ctx, "w1"); err == nil {

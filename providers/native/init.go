@@ -109,9 +109,9 @@ func buildRoot(pl *plan) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
-	err := pl.each(func(t *tree) (err error) {
-		if t.FD == 0 {
-			t.FD, err = t.open()
+	err := pl.each(func(m *mount) (err error) {
+		if m.FD == 0 {
+			m.FD, err = m.open()
 		}
 		return err
 	})
@@ -135,8 +135,8 @@ func buildRoot(pl *plan) error {
 			return err
 		}
 	}
-	for _, t := range pl.Trees {
-		if err := mountAt(t.FD, t.Target, t.File); err != nil {
+	for _, m := range pl.Mounts {
+		if err := mountAt(m.FD, m.Target, m.File); err != nil {
 			return err
 		}
 	}
@@ -172,7 +172,7 @@ func newProc() (int, error) {
 // pivot makes root "/" and lets the machine's go, as pivot_root(2) describes for
 // two equal arguments. The root is attached over /proc, which is a folder on
 // every machine and needed no more.
-func pivot(root tree) error {
+func pivot(root mount) error {
 	if root.Path == "" { // a probe has no folder of its own
 		if err := unix.Mount("tmpfs", "/proc", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m"); err != nil {
 			return fmt.Errorf("mount root: %w", err)
@@ -259,8 +259,8 @@ func mountDev(pl *plan) error {
 	if err := mountTmp("/dev", "mode=0755,size=1m"); err != nil {
 		return err
 	}
-	for _, t := range pl.Devices {
-		if err := mountAt(t.FD, t.Target, true); err != nil {
+	for _, m := range pl.Devices {
+		if err := mountAt(m.FD, m.Target, true); err != nil {
 			return err
 		}
 	}

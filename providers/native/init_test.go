@@ -124,10 +124,10 @@ func TestBuildRootRefusals(t *testing.T) {
 		spoil func(pl *plan)
 		want  string
 	}{
-		"tree":   {func(pl *plan) { pl.Trees[0].Path = "/absent" }, "open_tree /absent"},
+		"tree":   {func(pl *plan) { pl.Mounts[0].Path = "/absent" }, "open_tree /absent"},
 		"device": {func(pl *plan) { pl.Devices[0].Path = "/dev/absent" }, "open_tree /dev/absent"},
-		"kind":   {func(pl *plan) { pl.Trees[0].File = true }, "mount "},
-		"target": {func(pl *plan) { pl.Trees[0].Target = "/proc/absent/x" }, "/proc/absent"},
+		"kind":   {func(pl *plan) { pl.Mounts[0].File = true }, "mount "},
+		"target": {func(pl *plan) { pl.Mounts[0].Target = "/proc/absent/x" }, "/proc/absent"},
 		"link":   {func(pl *plan) { pl.Links["/proc/absent/x"] = "y" }, "/proc/absent"},
 		"upper":  {func(pl *plan) { pl.EtcUpper.Path = "/etc/passwd" }, "mount "},
 		"files":  {func(pl *plan) { pl.Files["absent/hosts"] = "" }, "absent/hosts"},
@@ -149,7 +149,7 @@ func TestBuildRootRefusals(t *testing.T) {
 }
 
 func TestProbeRoot(t *testing.T) {
-	pl := plan{Probe: true, Links: map[string]string{}, Trees: []tree{{Target: "/usr", Path: "/usr"}}}
+	pl := plan{Probe: true, Links: map[string]string{}, Mounts: []mount{{Target: "/usr", Path: "/usr"}}}
 	if err := inNamespaces(t, func() error { return buildRoot(&pl) }); err != nil {
 		t.Error(err)
 	}

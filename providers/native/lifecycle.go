@@ -38,11 +38,11 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 	if err != nil {
 		return failed("stop", ws, err)
 	}
-	if grace > 0 && last.Process.Alive() {
-		if err := last.Process.Signal(unix.SIGTERM); err != nil {
+	if grace > 0 && last.Alive() {
+		if err := last.Signal(unix.SIGTERM); err != nil {
 			return failed("stop", ws, err)
 		}
-		if _, err := last.Process.Gone(ctx, grace); err != nil {
+		if _, err := last.Gone(ctx, grace); err != nil {
 			return failed("stop", ws, err)
 		}
 	}
@@ -51,11 +51,11 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 
 // end kills what runs and clears what it held.
 func (p *Provider) end(ctx context.Context, ws string, last run) error {
-	if last.Process.Alive() {
-		if err := last.Process.Signal(unix.SIGKILL); err != nil {
+	if last.Alive() {
+		if err := last.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
-		gone, err := last.Process.Gone(ctx, killWait)
+		gone, err := last.Gone(ctx, killWait)
 		if err != nil {
 			return err
 		}
@@ -103,12 +103,12 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 		if err := p.end(ctx, ws, last); err != nil {
 			return failed("destroy", ws, err)
 		}
-		if err := p.discard(p.instanceDir(ws)); err != nil {
+		if err := p.trash.Discard(p.instanceDir(ws)); err != nil {
 			return failed("destroy", ws, err)
 		}
 	}
 	if removeVolume {
-		if err := p.discard(p.volumeDir(ws)); err != nil {
+		if err := p.trash.Discard(p.volumeDir(ws)); err != nil {
 			return failed("destroy", ws, err)
 		}
 	}
@@ -136,7 +136,7 @@ func (p *Provider) Inspect(_ context.Context, ws string) (providers.Instance, er
 		i.State, i.Message = providers.StateBroken, "half-made"
 	case err != nil:
 		i.State, i.Message = providers.StateBroken, "unreadable record of its process"
-	case last.Process.Alive():
+	case last.Alive():
 		i.State, i.StartedAt = providers.StateRunning, last.Started
 	case verr != nil:
 		i.State, i.Message = providers.StateBroken, "its volume is gone"
@@ -180,7 +180,7 @@ func (p *Provider) Connect(ctx context.Context, ws string) (net.Conn, error) {
 	if err != nil {
 		return nil, failed("connect", ws, err)
 	}
-	if !last.Process.Alive() {
+	if !last.Alive() {
 		return nil, notRunning("connect", ws)
 	}
 	v, err := p.volume(ws)

@@ -143,7 +143,7 @@ func TestProcessIDsAreReused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if !last.Process.Alive() {
+	if !last.Alive() {
 		t.Fatal("the guest was hit")
 	}
 	if err := host.Write(filepath.Join(r.instanceDir("w1"), runFile), last); err != nil {
@@ -158,10 +158,10 @@ func TestGuestEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := last.Process.Signal(unix.SIGKILL); err != nil {
+	if err := last.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := last.Process.Gone(t.Context(), patience); !gone || err != nil {
+	if gone, err := last.Gone(t.Context(), patience); !gone || err != nil {
 		t.Fatal(gone, err)
 	}
 	i, err := r.Inspect(t.Context(), "w1")

@@ -146,7 +146,7 @@ func newRig(t *testing.T) *rig {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := emptyTrash(ctx, filepath.Join(dir, "trash")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := r.trash.Empty(ctx); err != nil {
 			t.Error(err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
@@ -261,7 +261,7 @@ func quiet(b *testing.B) (*Provider, error) {
 	}
 	p := New(Options{ServerID: "s1", StateDir: dir, GuestProgram: self, InitCommand: []string{self, "native-init"}})
 	b.Cleanup(func() {
-		p.reapers.Wait()
+		p.trash.Wait()
 		if err := errors.Join(p.Close(), os.RemoveAll(dir)); err != nil {
 			b.Error(err)
 		}

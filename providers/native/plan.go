@@ -18,17 +18,17 @@ type plan struct {
 	Probe    bool
 	Hostname string
 	// Root is the folder that becomes "/".
-	Root tree
-	// Trees are mounted in this order.
-	Trees []tree
+	Root mount
+	// Mounts are made in this order.
+	Mounts []mount
 	// Links are symbolic links like /bin.
 	Links map[string]string
 	// Etc makes /etc from the machine's and the instance's own upper layer.
-	EtcLower, EtcUpper tree
+	EtcLower, EtcUpper mount
 	// Files are written into /etc at each start.
 	Files map[string]string
 	// Devices are bound into /dev.
-	Devices []tree
+	Devices []mount
 	// OwnNetwork: Init sets up the interfaces of a network namespace of its own.
 	OwnNetwork bool
 	// Address of eth0 and Gateway, where there is a way out.
@@ -42,9 +42,9 @@ type plan struct {
 	Env  []string
 }
 
-// tree is a mount for the instance: opened by the agent, who may reach what the
+// mount is a tree or file for the instance: opened by the agent, who may reach what the
 // instance's root may not, or left to Init by path.
-type tree struct {
+type mount struct {
 	// Target inside the instance.
 	Target string
 	// Path on the machine; FD, where not 0, is the opened mount.
@@ -76,10 +76,10 @@ func (p *Provider) plan(ws string, r record) plan {
 	dir, vol := p.instanceDir(ws), p.volumeDir(ws)
 	pl := plan{
 		Hostname:   r.Name,
-		Root:       tree{Path: filepath.Join(dir, "root"), Writable: true},
+		Root:       mount{Path: filepath.Join(dir, "root"), Writable: true},
 		Links:      map[string]string{},
-		EtcLower:   tree{Path: "/etc"},
-		EtcUpper:   tree{Path: filepath.Join(dir, "etc"), Writable: true},
+		EtcLower:   mount{Path: "/etc"},
+		EtcUpper:   mount{Path: filepath.Join(dir, "etc"), Writable: true},
 		OwnNetwork: r.Network != providers.NetworkHost,
 		PIDs:       r.Resources.PIDs,
 		Range:      p.machine.root,
@@ -103,21 +103,21 @@ func (p *Provider) plan(ws string, r record) plan {
 		switch {
 		case err != nil: // not on this machine
 		case info.IsDir():
-			pl.Trees = append(pl.Trees, tree{Target: d, Path: d})
+			pl.Mounts = append(pl.Mounts, mount{Target: d, Path: d})
 		case info.Mode()&os.ModeSymlink != 0:
 			if to, err := os.Readlink(d); err == nil {
 				pl.Links[d] = to
 			}
 		}
 	}
-	pl.Trees = append(pl.Trees,
-		tree{Target: providers.Project, Path: filepath.Join(vol, "workspace"), Writable: true},
-		tree{Target: providers.GuestState, Path: filepath.Join(vol, "state"), Writable: true},
-		tree{Target: providers.GuestLink, Path: filepath.Join(dir, "link")},
-		tree{Target: providers.GuestProgram, Path: p.guest, File: true},
+	pl.Mounts = append(pl.Mounts,
+		mount{Target: providers.Project, Path: filepath.Join(vol, "workspace"), Writable: true},
+		mount{Target: providers.GuestState, Path: filepath.Join(vol, "state"), Writable: true},
+		mount{Target: providers.GuestLink, Path: filepath.Join(dir, "link")},
+		mount{Target: providers.GuestProgram, Path: p.guest, File: true},
 	)
 	for _, d := range devices {
-		pl.Devices = append(pl.Devices, tree{Target: "/dev/" + d, Path: "/dev/" + d, File: true, Writable: true, Device: true})
+		pl.Devices = append(pl.Devices, mount{Target: "/dev/" + d, Path: "/dev/" + d, File: true, Writable: true, Device: true})
 	}
 	pl.Files = map[string]string{
 		"hostname":    pl.Hostname + "\n",
@@ -128,44 +128,44 @@ func (p *Provider) plan(ws string, r record) plan {
 }
 
 // each calls f with every tree of the plan.
-func (pl *plan) each(f func(*tree) error) error {
-	all := []*tree{&pl.Root, &pl.EtcLower, &pl.EtcUpper}
-	for i := range pl.Trees {
-		all = append(all, &pl.Trees[i])
+func (pl *plan) each(f func(*mount) error) error {
+	all := []*mount{&pl.Root, &pl.EtcLower, &pl.EtcUpper}
+	for i := range pl.Mounts {
+		all = append(all, &pl.Mounts[i])
 	}
 	for i := range pl.Devices {
 		all = append(all, &pl.Devices[i])
 	}
-	for _, t := range all {
-		if t.Path == "" {
+	for _, m := range all {
+		if m.Path == "" {
 			continue
 		}
-		if err := f(t); err != nil {
+		if err := f(m); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// open makes a mount of t that is attached nowhere yet, with what it may do
+// open makes a mount of m that is attached nowhere yet, with what it may do
 // already taken away, and cut off from later mounts and unmounts outside.
-func (t *tree) open() (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+func (m *mount) open() (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
-		return -1, &os.PathError{Op: "open_tree", Path: t.Path, Err: err}
+		return -1, &os.PathError{Op: "open_tree", Path: m.Path, Err: err}
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}
-	if !t.Writable {
+	if !m.Writable {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
-	if !t.Device {
+	if !m.Device {
 		attr.Attr_set |= unix.MOUNT_ATTR_NODEV
 	} else {
 		attr.Attr_set |= unix.MOUNT_ATTR_NOEXEC
 	}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		_ = unix.Close(fd) // the error above is the one that counts
-		return -1, &os.PathError{Op: "mount_setattr", Path: t.Path, Err: err}
+		return -1, &os.PathError{Op: "mount_setattr", Path: m.Path, Err: err}
 	}
 	return fd, nil
 }

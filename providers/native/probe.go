@@ -59,8 +59,8 @@ func (p *Provider) try(ctx context.Context) (err error) {
 	pl := plan{
 		Probe: true, Hostname: "probe", OwnNetwork: true, Range: p.machine.root, PIDs: DefaultPIDs, Dir: "/",
 		Links:   map[string]string{},
-		Trees:   []tree{{Target: "/usr", Path: "/usr"}, {Target: providers.GuestProgram, Path: p.guest, File: true}},
-		Devices: []tree{{Target: "/dev/null", Path: "/dev/null", File: true, Writable: true, Device: true}},
+		Mounts:  []mount{{Target: "/usr", Path: "/usr"}, {Target: providers.GuestProgram, Path: p.guest, File: true}},
+		Devices: []mount{{Target: "/dev/null", Path: "/dev/null", File: true, Writable: true, Device: true}},
 	}
 	c, err := p.clone(&pl, volume{IDBase: p.machine.idBase}, output)
 	if err != nil {

@@ -3,7 +3,6 @@
 package native
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,11 +12,10 @@ import (
 	"regexp"
 	"sync"
 
-	"github.com/sourcegraph/conc"
-
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
 	"github.com/vendetta-dev/vendetta/providers/link"
+	"github.com/vendetta-dev/vendetta/providers/tree"
 )
 
 // Name is how a user selects this provider.
@@ -58,10 +56,7 @@ type Provider struct {
 	mu        sync.Mutex
 	listeners map[string]*link.Listener
 
-	reaping context.Context //nolint:containedctx // the reaper's life is the provider's
-	endReap context.CancelFunc
-	reapers conc.WaitGroup
-	reapOne sync.Mutex
+	trash *tree.Trash
 }
 
 var _ providers.Provider = (*Provider)(nil)
@@ -85,15 +80,14 @@ func New(opts Options) *Provider {
 		machine:   thisMachine(),
 		listeners: map[string]*link.Listener{},
 	}
-	p.reaping, p.endReap = context.WithCancel(context.Background()) //nolint:forbidigo // ends with Close
+	p.trash = tree.NewTrash(filepath.Join(p.dir, "trash"), p.log)
 	return p
 }
 
 // Close ends what this process holds: sockets that guests dial and the removal
 // of deleted files, which a later Destroy takes up again. Instances run on.
 func (p *Provider) Close() error {
-	p.endReap()
-	p.reapers.Wait()
+	p.trash.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var errs []error

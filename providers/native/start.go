@@ -33,7 +33,7 @@ func (p *Provider) Start(ctx context.Context, ws string) error {
 	}
 	if last, err := p.run(ws); err != nil {
 		return failed("start", ws, err)
-	} else if last.Process.Alive() {
+	} else if last.Alive() {
 		return nil
 	} else if err := p.release(ctx, ws, last); err != nil { // what a dead guest left behind
 		return failed("start", ws, err)
@@ -150,13 +150,13 @@ func (p *Provider) clone(pl *plan, v volume, output *os.File) (_ *child, err err
 		return nil, err
 	}
 	if p.machine.root {
-		err := pl.each(func(t *tree) error {
-			fd, err := t.open()
+		err := pl.each(func(m *mount) error {
+			fd, err := m.open()
 			if err != nil {
 				return err
 			}
-			extra = append(extra, os.NewFile(uintptr(fd), t.Path))
-			t.FD = 2 + len(extra)
+			extra = append(extra, os.NewFile(uintptr(fd), m.Path))
+			m.FD = 2 + len(extra)
 			return nil
 		})
 		if err != nil {

@@ -28,7 +28,7 @@ func (p *Provider) Usage(_ context.Context, ws string) (providers.Usage, error) 
 	if err != nil {
 		return none, failed("measure", ws, err)
 	}
-	if !last.Process.Alive() {
+	if !last.Alive() {
 		return none, notRunning("measure", ws)
 	}
 	u := providers.Usage{DiskBytes: -1}

@@ -1,13 +1,12 @@
 //go:build linux
 
-package native
+package tree
 
 import (
 	"context"
 	"crypto/rand"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,39 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discard takes a folder out of the way at once and has its files removed later.
-// An absent one is success. On a full disk, where even a rename may not be
-// possible, the files are removed before it returns.
-func (p *Provider) discard(dir string) error {
-	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	trash := filepath.Join(p.dir, "trash")
-	err := os.Mkdir(trash, 0o700)
-	if err == nil || errors.Is(err, fs.ErrExist) {
-		err = os.Rename(dir, filepath.Join(trash, rand.Text()))
-	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return removeAll(p.reaping, dir)
-	}
-	if err != nil {
-		return err
-	}
-	p.reapers.Go(p.reap)
-	return nil
-}
-
-// reap empties the trash, of earlier processes too.
-func (p *Provider) reap() {
-	p.reapOne.Lock()
-	defer p.reapOne.Unlock()
-	if err := emptyTrash(p.reaping, filepath.Join(p.dir, "trash")); err != nil && p.reaping.Err() == nil {
-		p.log.Warn("empty trash", "error", err)
-	}
-}
-
 // maxDepth bounds the descriptors that removal holds. Deeper folders are moved to
-// the top of the trash first.
+// the top of the tree first.
 const maxDepth = 64
 
 // sweep removes trees that a workspace made, from a folder of our own. It follows
@@ -59,30 +27,40 @@ type sweep struct {
 	moved int
 }
 
-// removeAll removes one tree of which the parent is ours.
-func removeAll(ctx context.Context, dir string) error {
-	top, err := unix.Open(filepath.Dir(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// Remove removes a tree, of folders without any permission too. An absent one is
+// success. When ctx ends, a part of the tree is left, and a repeat goes on.
+func Remove(ctx context.Context, dir string) error {
+	parent, err := unix.Open(filepath.Dir(dir), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	if err != nil {
+		return &os.PathError{Op: "open", Path: filepath.Dir(dir), Err: err}
+	}
+	defer func() { _ = unix.Close(parent) }()
+	name := filepath.Base(dir)
+	if done, err := unlink(parent, name); done || err != nil {
 		return err
 	}
-	s := &sweep{ctx: ctx, top: top}
-	return errors.Join(s.remove(top, filepath.Base(dir), 0), unix.Close(top))
+	top, err := openFolder(parent, name)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if err := errors.Join(empty(ctx, top), unix.Close(top)); err != nil {
+		return err
+	}
+	return unix.Unlinkat(parent, name, unix.AT_REMOVEDIR)
 }
 
-func emptyTrash(ctx context.Context, trash string) error {
-	top, err := unix.Open(trash, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
+// empty removes everything in the folder top.
+func empty(ctx context.Context, top int) error {
 	s := &sweep{ctx: ctx, top: top}
 	for {
 		before := s.moved
-		err = s.clear(top, 0)
-		if err != nil || s.moved == before {
-			break
+		if err := s.clear(top, 0); err != nil || s.moved == before {
+			return err
 		}
 	}
-	return errors.Join(err, unix.Close(top))
 }
 
 // clear removes everything in the folder dir.
@@ -92,7 +70,6 @@ func (s *sweep) clear(dir, depth int) error {
 		if err != nil || len(names) == 0 {
 			return err
 		}
-		progress := false
 		var errs []error
 		for _, name := range names {
 			if err := s.ctx.Err(); err != nil {
@@ -100,34 +77,37 @@ func (s *sweep) clear(dir, depth int) error {
 			}
 			if err := s.remove(dir, name, depth); err != nil {
 				errs = append(errs, err)
-			} else {
-				progress = true
 			}
 		}
-		if !progress || len(errs) > 0 {
+		if len(errs) > 0 {
 			return errors.Join(errs...)
 		}
 	}
 }
 
-func (s *sweep) remove(dir int, name string, depth int) error {
+// unlink removes what is no folder, or an empty one; false when it is a full one.
+func unlink(dir int, name string) (bool, error) {
 	err := unix.Unlinkat(dir, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
-		return nil
+		return true, nil
 	}
 	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
-		return &os.PathError{Op: "remove", Path: name, Err: err}
+		return false, &os.PathError{Op: "remove", Path: name, Err: err}
 	}
-	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err == nil {
-		return nil
-	}
-	if depth >= maxDepth {
-		s.moved++
-		return unix.Renameat(dir, name, s.top, rand.Text())
+	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) == nil, nil
+}
+
+func (s *sweep) remove(dir int, name string, depth int) error {
+	if done, err := unlink(dir, name); done || err != nil {
+		return err
 	}
 	fd, err := openFolder(dir, name)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	if depth >= maxDepth {
+		s.moved++
+		return errors.Join(unix.Renameat(dir, name, s.top, rand.Text()), unix.Close(fd))
 	}
 	err = s.clear(fd, depth+1)
 	if err = errors.Join(err, unix.Close(fd)); err != nil {
@@ -139,7 +119,6 @@ func (s *sweep) remove(dir int, name string, depth int) error {
 // openFolder opens a folder for removal, giving the owner the permissions it
 // lacks: overlayfs leaves folders of mode 000, and so may a workspace.
 func openFolder(dir int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	at, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
@@ -150,13 +129,15 @@ func openFolder(dir int, name string) (int, error) {
 		return -1, err
 	}
 	if st.Mode&0o700 != 0o700 {
-		// The descriptor's own path: no name of the workspace's is looked up again.
-		if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(at), 0o700); err != nil {
+		if err := unix.Chmod(self(at), 0o700); err != nil {
 			return -1, err
 		}
 	}
-	return unix.Openat(at, ".", flags, 0)
+	return unix.Openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
+
+// self is a descriptor's own path: no name of the workspace's is looked up again.
+func self(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // list reads some names of a folder, in bounded memory.
 func list(dir int) ([]string, error) {
