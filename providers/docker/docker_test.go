@@ -99,6 +99,7 @@ func TestContract(t *testing.T) {
 		Hardened:      true,
 		LimitsPIDs:    true,
 		LimitsMemory:  true,
+		LimitsCPU:     true,
 		Networks:      true,
 	})
 }

@@ -30,7 +30,20 @@ func check(spec providers.Spec) error {
 	default:
 		return invalid("use the network private or none", "unknown network %q", spec.Network)
 	}
-	r := spec.Resources
+	if spec.Privileged {
+		return &providers.Error{
+			Kind:    providers.ErrUnsupported,
+			Message: "docker workspaces are never privileged",
+			Next:    "leave privileged out, or use provider lxc with it",
+		}
+	}
+	if spec.Checksum != "" {
+		return invalid("pin a container image by its digest: NAME@sha256:...", "a checksum is for disk images that are fetched by their address")
+	}
+	return checkResources(spec.Resources)
+}
+
+func checkResources(r providers.Resources) error {
 	switch {
 	case r.CPUs < 0 || r.CPUs != r.CPUs:
 		return invalid("", "invalid number of cpus %v", r.CPUs)
@@ -38,6 +51,16 @@ func check(spec providers.Spec) error {
 		return invalid("ask for 6 MiB at least", "invalid memory limit of %d bytes", r.MemoryBytes)
 	case r.PIDs < 0:
 		return invalid("", "invalid number of processes %d", r.PIDs)
+	case r.DiskBytes < 0:
+		return invalid("", "invalid disk limit of %d bytes", r.DiskBytes)
+	case r.DiskBytes > 0:
+		// Some storage drivers bound a container's own files; no engine bounds
+		// them and the volumes together.
+		return &providers.Error{
+			Kind:    providers.ErrUnsupported,
+			Message: "docker cannot bound what a workspace writes to disk",
+			Next:    "leave the disk limit out, or use provider qemu with it",
+		}
 	}
 	return nil
 }

@@ -103,27 +103,51 @@ func (s *Images) pull(ref string) error {
 	if !reference.MatchString(ref) || s.known != nil && !s.known[ref] {
 		return missing(ref)
 	}
-	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(fmt.Appendf(nil, "%s %d", ref, s.moved[ref])))
+	digest := digestOf(ref, s.moved[ref])
 	if had := s.kept[ref]; had == nil || had.digest != digest {
 		s.kept[ref] = &kept{digest: digest, created: time.Now()}
 	}
 	return nil
 }
 
-// resolve is what an instance's image means. A digest is taken as one that the
-// registry still has. The machine is locked.
+// digestOf is what ref means after so many moves.
+func digestOf(ref string, moves int) string {
+	return fmt.Sprintf("sha256:%x", sha256.Sum256(fmt.Appendf(nil, "%s %d", ref, moves)))
+}
+
+// resolve is what an instance's image means: its digest where that is given and
+// there is such an image, here or where images come from. The machine is locked.
 func (s *Images) resolve(ref, digest string) (string, error) {
 	switch {
 	case ref == "" && s.known == nil:
 		return "", nil // the machine's own system
-	case digest != "" && (s.kept[ref] != nil || s.known == nil || s.known[ref]):
+	case digest != "" && (s.known == nil || s.has(digest)):
 		return digest, nil
+	case digest != "":
+		return "", missing(ref + "@" + digest)
 	case s.kept[ref] == nil:
 		if err := s.pull(ref); err != nil {
 			return "", err
 		}
 	}
 	return s.kept[ref].digest, nil
+}
+
+// has tells whether an image of that digest is kept, or was ever to be pulled.
+func (s *Images) has(digest string) bool {
+	for _, image := range s.kept {
+		if image.digest == digest {
+			return true
+		}
+	}
+	for ref := range s.known {
+		for moves := range s.moved[ref] + 1 {
+			if digestOf(ref, moves) == digest {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func missing(ref string) error {

@@ -78,6 +78,7 @@ func TestContract(t *testing.T) {
 		Hardened:     true,
 		LimitsPIDs:   true,
 		LimitsMemory: thisMachine().limits()["memory"],
+		LimitsCPU:    thisMachine().limits()["cpu"],
 		Networks:     true,
 	})
 }

@@ -57,11 +57,14 @@ func (p *Provider) check(spec providers.Spec) error {
 	if err := checkID("create", spec.Workspace); err != nil {
 		return err
 	}
-	refuse := func(next, format string, args ...any) error {
+	because := func(kind error, next, format string, args ...any) error {
 		return &providers.Error{
-			Kind: providers.ErrInvalid, Next: next,
+			Kind: kind, Next: next,
 			Message: fmt.Sprintf("create native workspace %s: ", spec.Workspace) + fmt.Sprintf(format, args...),
 		}
+	}
+	refuse := func(next, format string, args ...any) error {
+		return because(providers.ErrInvalid, next, format, args...)
 	}
 	if spec.Image != "" {
 		return refuse("leave the image out, or use --provider docker",
@@ -73,8 +76,14 @@ func (p *Provider) check(spec providers.Spec) error {
 		return refuse("use private, none or host", "there is no network %q", spec.Network)
 	}
 	r := spec.Resources
-	if r.CPUs < 0 || r.MemoryBytes < 0 || r.PIDs < 0 {
+	if r.CPUs < 0 || r.MemoryBytes < 0 || r.PIDs < 0 || r.DiskBytes < 0 {
 		return refuse("", "a limit is negative")
+	}
+	if r.DiskBytes > 0 {
+		return because(providers.ErrUnsupported, "leave the disk limit out, or use --provider qemu", "a native workspace shares the node's file system, which has no limit for it")
+	}
+	if spec.Privileged {
+		return because(providers.ErrUnsupported, "leave privileged out, or use --provider lxc", "native workspaces are never privileged")
 	}
 	if strings.ContainsAny(spec.Name, "\x00\n /") || len(spec.Name) > 64 {
 		return refuse("", "%q is no host name", spec.Name)

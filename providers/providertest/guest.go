@@ -3,9 +3,15 @@ package providertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"testing"
+
+	"connectrpc.com/connect"
+	"github.com/sourcegraph/conc"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
@@ -151,6 +157,15 @@ func (g *guest) attach(t *testing.T, id string) result {
 
 func collect(t *testing.T, stream events) result {
 	t.Helper()
+	r, err := gather(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// gather is collect for a goroutine.
+func gather(stream events) (result, error) {
 	var r result
 	for stream.Receive() {
 		if output := stream.Msg().GetOutput(); output != nil {
@@ -158,9 +173,60 @@ func collect(t *testing.T, stream events) result {
 		}
 		if ended := stream.Msg().GetEnded(); ended != nil {
 			r.code = ended.GetExitCode()
-			return r
+			return r, nil
 		}
 	}
-	t.Fatalf("stream ended before the process: %v (output %q)", stream.Err(), r.output)
-	return r
+	return r, fmt.Errorf("stream ended before the process: %w (output %q)", stream.Err(), r.output)
+}
+
+// follow is attach in the background; the function it returns waits for the end.
+func (g *guest) follow(t *testing.T, id string) func() result {
+	t.Helper()
+	var r result
+	var ended error
+	var wait conc.WaitGroup
+	wait.Go(func() {
+		stream, err := g.processes.Attach(g.ctx, &guestv1.AttachRequest{ProcessId: id, Follow: true})
+		if err != nil {
+			ended = err
+			return
+		}
+		r, ended = gather(stream)
+		_ = stream.Close()
+	})
+	t.Cleanup(wait.Wait)
+	return func() result {
+		t.Helper()
+		wait.Wait()
+		if ended != nil {
+			t.Errorf("follow a command: %v", ended)
+		}
+		return r
+	}
+}
+
+// knows tells whether the guest has a record of a process.
+func (g *guest) knows(t *testing.T, id string) bool {
+	t.Helper()
+	stream, err := g.processes.Attach(g.ctx, &guestv1.AttachRequest{ProcessId: id})
+	if err == nil {
+		for stream.Receive() { //nolint:revive // only its error counts
+		}
+		err = stream.Err()
+		_ = stream.Close()
+	}
+	if err != nil && connect.CodeOf(err) != connect.CodeNotFound {
+		t.Fatalf("attach: %v", err)
+	}
+	return err == nil
+}
+
+// number is the number that a script prints.
+func (g *guest) number(t *testing.T, script string) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(g.script(t, script)))
+	if err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	return n
 }

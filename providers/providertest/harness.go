@@ -29,8 +29,9 @@ type Harness struct {
 	// Kill ends an instance behind the provider's back. Nil leaves that test out.
 	Kill func(t *testing.T, p providers.Provider, workspace string)
 
-	// Image is one with a shell and the usual commands; empty for a provider
-	// without images, which then must refuse one.
+	// Image is one with a shell and the usual commands. Empty is the provider's
+	// default, the machine's own system, and a driver that has both joins twice;
+	// without MissingImage too it takes no image at all, and must refuse one.
 	Image string
 	// MissingImage is a reference that nothing answers to.
 	MissingImage string
@@ -45,15 +46,21 @@ type Harness struct {
 	Isolated bool
 	// Hardened: the capabilities and no-new-privileges of the design.
 	Hardened bool
-	// LimitsPIDs and LimitsMemory: those limits are enforced.
+	// Privileged: Spec.Privileged is taken here. Elsewhere it must be refused.
+	Privileged bool
+	// LimitsPIDs, LimitsMemory and LimitsCPU: those limits are enforced. That of
+	// the disk is, where Probe announces it.
 	LimitsPIDs   bool
 	LimitsMemory bool
+	LimitsCPU    bool
 	// Networks: NetworkNone leaves loopback alone.
 	Networks bool
 }
 
-// Run runs the suite.
+// Run runs the suite. What a driver can do beyond the contract is tested where
+// Probe announces it; elsewhere it is held to its refusal.
 func Run(t *testing.T, h Harness) {
+	can := capable(t, newBench(t, h))
 	for _, c := range []struct {
 		name string
 		run  func(*testing.T, *bench)
@@ -80,28 +87,43 @@ func Run(t *testing.T, h Harness) {
 		{"Cancelled", testCancelled, true},
 		{"Concurrent", testConcurrent, true},
 		{"Usage", testUsage, true},
+		{"Console", testConsole, true},
 		{"BadSpecs", testBadSpecs, true},
 		{"MissingImage", testMissingImage, h.MissingImage != ""},
-		{"NoImages", testNoImages, h.Image == ""},
+		{"NoImages", testNoImages, h.Image == "" && h.MissingImage == ""},
 		{"ImageEnvironment", testImageEnvironment, h.ImageVariable != ""},
 		{"ImageUser", testImageUser, h.UserImage != ""},
 		{"Isolation", testIsolation, h.Isolated},
 		{"ReadOnlyParts", testReadOnlyParts, h.Isolated},
 		{"Capabilities", testCapabilities, h.Hardened},
-		{"LimitPIDs", testLimitPIDs, h.LimitsPIDs},
-		{"LimitMemory", testLimitMemory, h.LimitsMemory},
+		{"Limits", testLimits, h.LimitsPIDs || h.LimitsMemory || h.LimitsCPU},
 		{"NetworkNone", testNetworkNone, h.Networks},
+		{"Privileged", testPrivileged, h.Privileged},
+		{"Unannounced", testUnannounced, true},
+		{"Snapshots", testSnapshots, can(providers.CapabilitySnapshot)},
+		{"SnapshotRefusals", testSnapshotRefusals, can(providers.CapabilitySnapshot)},
+		{"Fork", testFork, can(providers.CapabilityFork)},
+		{"ForkRefusals", testForkRefusals, can(providers.CapabilityFork)},
+		{"Pause", testPause, can(providers.CapabilityPause)},
+		{"Resize", testResize, can(providers.CapabilityResize)},
+		{"LimitDisk", testLimitDisk, can(providers.CapabilityLimitDisk)},
 	} {
 		if c.when {
-			t.Run(c.name, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-				defer cancel()
-				b := &bench{Harness: h, ctx: ctx, server: "t" + random(t)}
-				b.p = b.open(t, b.server)
-				c.run(t, b)
-			})
+			t.Run(c.name, func(t *testing.T) { c.run(t, newBench(t, h)) })
 		}
 	}
+}
+
+// testPatience bounds each test.
+const testPatience = 3 * patience
+
+func newBench(t *testing.T, h Harness) *bench {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), testPatience)
+	t.Cleanup(cancel)
+	b := &bench{Harness: h, ctx: ctx, server: "t" + random(t)}
+	b.p = b.open(t, b.server)
+	return b
 }
 
 // bench is one test's: a provider and the workspaces made with it.

@@ -226,30 +226,6 @@ func testCapabilities(t *testing.T, b *bench) {
 	}
 }
 
-func testLimitPIDs(t *testing.T, b *bench) {
-	spec := b.spec(b.workspace(t))
-	spec.Resources.PIDs = 40
-	g := b.up(t, spec)
-	r := g.run(t, "sh", "-c", "i=0; while [ $i -lt 80 ]; do sleep 3 & i=$((i+1)); done")
-	if r.code == 0 {
-		t.Errorf("80 processes ran under a limit of 40: %s", r.output)
-	}
-	// While the sleeps last, the guest itself may be refused a process or a thread.
-	eventually(t, "recover", func() bool { return g.starts(t, "true") })
-}
-
-func testLimitMemory(t *testing.T, b *bench) {
-	spec := b.spec(b.workspace(t))
-	spec.Resources.MemoryBytes = 96 << 20
-	g := b.up(t, spec)
-	if r := g.run(t, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"); r.code == 0 {
-		t.Error("300 MiB were used under a limit of 96 MiB")
-	}
-	if got := g.script(t, "echo alive"); got != "alive\n" {
-		t.Errorf("ran %q", got)
-	}
-}
-
 func testNetworkNone(t *testing.T, b *bench) {
 	spec := b.spec(b.workspace(t))
 	spec.Network = providers.NetworkNone

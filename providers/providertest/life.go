@@ -356,6 +356,7 @@ func testBadSpecs(t *testing.T, b *bench) {
 		"cpus":    func(s *providers.Spec) { s.Resources.CPUs = -1 },
 		"memory":  func(s *providers.Spec) { s.Resources.MemoryBytes = -1 },
 		"pids":    func(s *providers.Spec) { s.Resources.PIDs = -1 },
+		"disk":    func(s *providers.Spec) { s.Resources.DiskBytes = -1 },
 		"network": func(s *providers.Spec) { s.Network = "everything" },
 		"name":    func(s *providers.Spec) { s.Name = "a/../b" },
 	} {
