@@ -80,7 +80,11 @@ func (k *keeper) carryOut(ctx context.Context, op *operation, fresh bool) (note 
 		return "", err
 	}
 	if inPlace(r) {
-		return note, k.look(ctx, p)
+		// It is done, whatever the instance does now: the keeper looks after that.
+		if err := k.look(ctx, p); err != nil && ctx.Err() == nil {
+			k.server.log.Warn("workspace cannot be looked at", "workspace", k.id, "error", err)
+		}
+		return note, ctx.Err()
 	}
 	return note, k.converge(ctx, bare(r), fresh)
 }

@@ -155,12 +155,28 @@ type Operation struct {
 	IdempotencyKey string
 	Generation     int64
 	GraceSeconds   int32
-	State          vendettav1.OperationState
-	ErrorCode      string
-	Message        string
-	Next           string
-	CreatedAt      time.Time
-	FinishedAt     time.Time
+	// Argument is what the verb is about beside the workspace: the name of a
+	// snapshot, or the id of the workspace that a fork is made from.
+	Argument string
+	// Before holds the limits that a resize has changed, which count again when
+	// it fails.
+	Before    Limits
+	State     vendettav1.OperationState
+	ErrorCode string
+	Message   string
+	Next      string
+	// Note is what a person should know of a success.
+	Note       string
+	CreatedAt  time.Time
+	FinishedAt time.Time
+}
+
+// Limits are a workspace's resources, as its spec has them: zero is none set.
+type Limits struct {
+	CPUs        float64 `json:"cpus,omitempty"`
+	MemoryBytes uint64  `json:"memory_bytes,omitempty"`
+	PIDs        int64   `json:"pids,omitempty"`
+	DiskBytes   uint64  `json:"disk_bytes,omitempty"`
 }
 
 // Audit is one recorded call.

@@ -11,7 +11,8 @@ import (
 )
 
 // Times are integers, nanoseconds since 1970, NULL for the zero time. Messages
-// are protobuf bytes, NULL for none. Maps and lists are JSON, NULL when empty.
+// are protobuf bytes, NULL for none. Maps, lists and limits are JSON, NULL when
+// empty.
 
 func nanos(t time.Time) any {
 	if t.IsZero() {
@@ -93,4 +94,28 @@ func (l listing[T]) Scan(value any) error {
 		return json.Unmarshal([]byte(v), l.to)
 	}
 	return fmt.Errorf("a map or list is stored as %T", value)
+}
+
+// limitsColumn makes the column of limits.
+func limitsColumn(l store.Limits) any {
+	if l == (store.Limits{}) {
+		return nil
+	}
+	b, _ := json.Marshal(l) // finite numbers always can be
+	return string(b)
+}
+
+// limits reads them.
+type limits struct{ to *store.Limits }
+
+// Scan implements sql.Scanner.
+func (l limits) Scan(value any) error {
+	*l.to = store.Limits{}
+	switch v := value.(type) {
+	case nil:
+		return nil
+	case string:
+		return json.Unmarshal([]byte(v), l.to)
+	}
+	return fmt.Errorf("limits are stored as %T", value)
 }

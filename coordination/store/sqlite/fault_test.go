@@ -192,7 +192,8 @@ func TestSpoiltColumns(t *testing.T) {
 	s := open(t, t.TempDir()).(*Store)
 	defer closed(t, s)
 	err := s.Update(t.Context(), func(tx store.Tx) error {
-		return errors.Join(tx.CreateNode(storetest.NewNode("n", "n")), tx.CreateWorkspace(storetest.NewWorkspace("w", "w", "n")))
+		return errors.Join(tx.CreateNode(storetest.NewNode("n", "n")), tx.CreateWorkspace(storetest.NewWorkspace("w", "w", "n")),
+			tx.CreateOperation(storetest.NewOperation("o", "w")))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -200,6 +201,7 @@ func TestSpoiltColumns(t *testing.T) {
 	for _, spoil := range []string{
 		`UPDATE nodes SET labels = '{"a":'`,
 		`UPDATE workspaces SET spec = x'ffffff'`,
+		`UPDATE operations SET limits_before = '{"cpus":'`,
 	} {
 		if err := s.writer.exec(spoil); err != nil {
 			t.Fatal(err)
@@ -210,7 +212,8 @@ func TestSpoiltColumns(t *testing.T) {
 		_, all := tx.Nodes()
 		_, workspace := tx.Workspace("w")
 		_, workspaces := tx.Workspaces("")
-		for _, err := range []error{one, all, workspace, workspaces} {
+		_, operation := tx.Operation("o")
+		for _, err := range []error{one, all, workspace, workspaces, operation} {
 			if err == nil || errors.Is(err, store.ErrNotFound) {
 				t.Errorf("error is %v, want one that tells of the column", err)
 			}
@@ -218,7 +221,7 @@ func TestSpoiltColumns(t *testing.T) {
 		return nil
 	})
 	var at instant
-	if at.Scan("x") == nil || (listing[[]string]{}).Scan(1) == nil || (message[nodeReport, *nodeReport]{}).Scan(1) == nil {
+	if at.Scan("x") == nil || (limits{new(store.Limits)}).Scan(1) == nil || (listing[[]string]{}).Scan(1) == nil || (message[nodeReport, *nodeReport]{}).Scan(1) == nil {
 		t.Error("a column of another type was taken")
 	}
 }

@@ -263,7 +263,9 @@ func TestFirstSchemaIsBroughtForward(t *testing.T) {
 	alter(t, path,
 		`INSERT INTO nodes (id, name, state, message, draining) VALUES ('n', 'build1', 2, '', 0)`,
 		`INSERT INTO workspaces (id, name, node_id, desired, generation, state, instance, error_code, message, next, operation_id)
-			VALUES ('w', 'web', 'n', 1, 7, 2, '', '', '', '', 'o')`)
+			VALUES ('w', 'web', 'n', 1, 7, 2, '', '', '', '', 'o')`,
+		`INSERT INTO operations (id, workspace_id, workspace_name, node_id, verb, principal, idempotency_key, generation, grace_seconds,
+			state, error_code, message, next) VALUES ('o', 'w', 'web', 'n', 'stop', 'p', '', 7, 3, 2, '', '', '')`)
 	migrations = released
 	s := open(t, filepath.Dir(path))
 	defer closed(t, s)
@@ -275,6 +277,10 @@ func TestFirstSchemaIsBroughtForward(t *testing.T) {
 		w, err := tx.Workspace("w")
 		if err != nil || w.Generation != 7 || w.Spare {
 			t.Errorf("workspace %+v, %v", w, err)
+		}
+		o, err := tx.Operation("o")
+		if err != nil || o.GraceSeconds != 3 || o.Argument != "" || o.Note != "" || o.Before != (store.Limits{}) {
+			t.Errorf("operation %+v, %v", o, err)
 		}
 		return nil
 	})

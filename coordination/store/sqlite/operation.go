@@ -6,33 +6,33 @@ import (
 )
 
 const selectOperation = `SELECT id, workspace_id, workspace_name, node_id, verb, principal, idempotency_key, generation, grace_seconds,
-	state, error_code, message, next, created_at, finished_at FROM operations `
+	argument, limits_before, state, error_code, message, next, note, created_at, finished_at FROM operations `
 
 func scanOperation(o *store.Operation) func(scanner) error {
 	return func(row scanner) error {
 		return row.Scan(&o.ID, &o.WorkspaceID, &o.WorkspaceName, &o.NodeID, &o.Verb, &o.Principal, &o.IdempotencyKey, &o.Generation,
-			&o.GraceSeconds, &o.State, &o.ErrorCode, &o.Message, &o.Next, instant{&o.CreatedAt}, instant{&o.FinishedAt})
+			&o.GraceSeconds, &o.Argument, limits{&o.Before}, &o.State, &o.ErrorCode, &o.Message, &o.Next, &o.Note, instant{&o.CreatedAt}, instant{&o.FinishedAt})
 	}
 }
 
 func operationArgs(o store.Operation) []any {
 	return []any{o.WorkspaceID, o.WorkspaceName, o.NodeID, o.Verb, o.Principal, o.IdempotencyKey, o.Generation, o.GraceSeconds,
-		int32(o.State), o.ErrorCode, o.Message, o.Next, nanos(o.CreatedAt), nanos(o.FinishedAt), o.ID}
+		o.Argument, limitsColumn(o.Before), int32(o.State), o.ErrorCode, o.Message, o.Next, o.Note, nanos(o.CreatedAt), nanos(o.FinishedAt), o.ID}
 }
 
 // CreateOperation implements store.Tx.
 func (t *tx) CreateOperation(o store.Operation) error {
 	return t.insert("operation "+o.ID, `INSERT INTO operations
 		(workspace_id, workspace_name, node_id, verb, principal, idempotency_key, generation, grace_seconds,
-		state, error_code, message, next, created_at, finished_at, id)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, operationArgs(o)...)
+		argument, limits_before, state, error_code, message, next, note, created_at, finished_at, id)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, operationArgs(o)...)
 }
 
 // UpdateOperation implements store.Tx.
 func (t *tx) UpdateOperation(o store.Operation) error {
 	return t.update("operation "+o.ID, `UPDATE operations SET
 		workspace_id = ?, workspace_name = ?, node_id = ?, verb = ?, principal = ?, idempotency_key = ?, generation = ?, grace_seconds = ?,
-		state = ?, error_code = ?, message = ?, next = ?, created_at = ?, finished_at = ?
+		argument = ?, limits_before = ?, state = ?, error_code = ?, message = ?, next = ?, note = ?, created_at = ?, finished_at = ?
 		WHERE id = ?`, operationArgs(o)...)
 }
 

@@ -87,6 +87,10 @@ var migrations = [][]string{{
 }, {
 	`ALTER TABLE nodes ADD COLUMN spares TEXT`,
 	`ALTER TABLE workspaces ADD COLUMN spare INTEGER NOT NULL DEFAULT 0`,
+}, {
+	`ALTER TABLE operations ADD COLUMN argument TEXT NOT NULL DEFAULT ''`,
+	`ALTER TABLE operations ADD COLUMN limits_before TEXT`,
+	`ALTER TABLE operations ADD COLUMN note TEXT NOT NULL DEFAULT ''`,
 }}
 
 // prepare checks that the file is a store that this program understands, then

@@ -65,8 +65,9 @@ func NewOperation(id, workspace string) store.Operation {
 	return store.Operation{
 		ID: id, WorkspaceID: workspace, WorkspaceName: "name of " + workspace, NodeID: "n1", Verb: "stop",
 		Principal: "local", IdempotencyKey: "key-" + id, Generation: 7, GraceSeconds: 30,
-		State:     vendettav1.OperationState_OPERATION_STATE_PENDING,
-		ErrorCode: "internal", Message: "m", Next: "n",
+		State:    vendettav1.OperationState_OPERATION_STATE_PENDING,
+		Argument: "clean", Before: store.Limits{CPUs: 0.1, MemoryBytes: 1 << 63, PIDs: 3, DiskBytes: 1<<30 + 1},
+		ErrorCode: "internal", Message: "m", Next: "n", Note: "at the next start",
 		CreatedAt: born, FinishedAt: born.Add(time.Minute),
 	}
 }

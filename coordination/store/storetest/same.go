@@ -108,6 +108,7 @@ func call() *rapid.Generator[func(store.Tx) any] {
 		operation := store.Operation{
 			ID: id, WorkspaceID: name, Principal: name, IdempotencyKey: rapid.SampledFrom([]string{"", "a", "b"}).Draw(r, "key"),
 			State: vendettav1.OperationState(number & 3), Generation: number, GraceSeconds: int32(number), FinishedAt: at,
+			Argument: word, Note: word, Before: store.Limits{CPUs: float64(number), PIDs: number},
 		}
 		audit := store.Audit{At: at, Workspace: id, Fields: word}
 		calls := []func(store.Tx) any{
