@@ -23,6 +23,9 @@ type Options struct {
 	CreateTimeout time.Duration
 	// PullTimeout bounds the fetching of an image; 0 means 15 minutes.
 	PullTimeout time.Duration
+	// KeepFree is how many bytes of the engine's disk a snapshot, a restore or a
+	// fork leaves; 0 means 1 GiB.
+	KeepFree int64
 }
 
 const (
@@ -30,6 +33,7 @@ const (
 	pullTimeout   = 15 * time.Minute
 	// cleanupTimeout bounds the removal of what a failed Create left.
 	cleanupTimeout = 10 * time.Second
+	keepFree       = 1 << 30
 )
 
 // Defaults of an instance's resources; memory is a share of the machine's.
@@ -44,9 +48,14 @@ const (
 const (
 	logSize  = "1m"
 	logFiles = "1"
+	// logLimit is the most that is read of it.
+	logLimit = 2 << 20
 	// logTail is how many of its last lines an error quotes.
 	logTail  = "5"
 	logQuote = 2000
+	// consoleTail and consoleQuote bound what Console returns.
+	consoleTail  = "100"
+	consoleQuote = 4 << 10
 )
 
 func (o Options) withDefaults() Options {
@@ -55,6 +64,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PullTimeout <= 0 {
 		o.PullTimeout = pullTimeout
+	}
+	if o.KeepFree <= 0 {
+		o.KeepFree = keepFree
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -1,10 +1,9 @@
 package docker
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"path"
 	"strconv"
 	"strings"
@@ -14,7 +13,6 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/mount"
-	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/sourcegraph/conc/iter"
 
 	"github.com/vendetta-dev/vendetta/providers"
@@ -31,12 +29,15 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 	if err := check(spec); err != nil {
 		return providers.Instance{}, err
 	}
-	c, err := p.find(ctx, spec.Workspace)
-	switch {
-	case err == nil:
-		return instance(c), nil
-	case !isNotFound(err):
+	f, err := p.family(ctx, spec.Workspace)
+	if err == nil && f.instance == nil && len(f.others) > 0 {
+		f, err = p.mend(ctx, spec.Workspace)
+	}
+	if err != nil {
 		return providers.Instance{}, err
+	}
+	if f.instance != nil {
+		return p.Inspect(ctx, spec.Workspace)
 	}
 	if err := p.checkGuestProgram(); err != nil {
 		return providers.Instance{}, err
@@ -48,7 +49,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 	if err := m.check(spec.Resources); err != nil {
 		return providers.Instance{}, err
 	}
-	image, err := p.image(ctx, spec.Image)
+	image, err := p.image(ctx, m, spec.Image, spec.Digest)
 	if err != nil {
 		return providers.Instance{}, err
 	}
@@ -79,18 +80,39 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, m *machine, im
 	if _, err = p.meet(ctx, spec.Workspace); err != nil {
 		return providers.Instance{}, err
 	}
+	volumes, missing, err := p.volumes(ctx, spec.Workspace)
+	if err != nil {
+		return providers.Instance{}, err
+	}
+	fresh = missing
 	// The engine goes on with what it was asked for when the asker hangs up, and
-	// it could not be undone before it is there. So these are waited for.
+	// it could not be undone before it is there. So this is waited for.
 	steady, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.CreateTimeout)
 	defer cancel()
-	if fresh, err = p.makeVolumes(steady, spec); err != nil {
+	made, err := p.makeContainer(steady, spec, image, volumes, m.resources(spec.Resources))
+	if err != nil {
 		return providers.Instance{}, err
 	}
 	if err = ctx.Err(); err != nil {
 		return providers.Instance{}, err
 	}
+	if err = p.giveProject(ctx, made, image.user); err != nil {
+		return providers.Instance{}, err
+	}
+	return providers.Instance{
+		Workspace:  spec.Workspace,
+		Name:       instanceName(spec.Workspace),
+		Generation: spec.Generation,
+		State:      providers.StateStopped,
+		Digest:     image.digest,
+	}, nil
+}
+
+// makeContainer makes the instance's container, and with it the volumes that are
+// not there, and returns its id.
+func (p *Provider) makeContainer(ctx context.Context, spec providers.Spec, image image, volumes pair, limits container.Resources) (string, error) {
 	name := instanceName(spec.Workspace)
-	made, err := p.engine.ContainerCreate(steady, p.config(spec, image), p.hostConfig(spec, m), nil, nil, name)
+	made, err := p.engine.ContainerCreate(ctx, p.config(spec, image), p.hostConfig(spec, volumes, limits), nil, nil, name)
 	if cerrdefs.IsConflict(err) {
 		err = &providers.Error{
 			Message: fmt.Sprintf("create docker instance of workspace %s: a container named %s exists that is not this server's", spec.Workspace, name),
@@ -98,21 +120,10 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, m *machine, im
 			Cause:   err,
 		}
 	}
-	if err != nil {
-		return providers.Instance{}, err
-	}
 	for _, warning := range made.Warnings {
 		p.options.Logger.Warn("docker warns", "workspace", spec.Workspace, "warning", warning)
 	}
-	if err = p.giveProject(ctx, made.ID, image.user); err != nil {
-		return providers.Instance{}, err
-	}
-	return providers.Instance{
-		Workspace:  spec.Workspace,
-		Name:       name,
-		Generation: spec.Generation,
-		State:      providers.StateStopped,
-	}, nil
+	return made.ID, err
 }
 
 // undo removes what a failed make left: the container where there is one, the
@@ -145,6 +156,8 @@ func (p *Provider) config(spec providers.Spec, image image) *container.Config {
 		user = "0"
 	}
 	stop := 10
+	labels := p.labels(spec.Workspace, spec.Generation)
+	labels[labelImage], labels[labelRoot] = image.digest, image.root
 	return &container.Config{
 		Hostname:   host,
 		User:       "0",
@@ -158,7 +171,7 @@ func (p *Provider) config(spec providers.Spec, image image) *container.Config {
 			"--project", providers.Project,
 		},
 		Cmd:         []string{},
-		Labels:      p.labels(spec.Workspace, spec.Generation),
+		Labels:      labels,
 		StopSignal:  "SIGTERM",
 		StopTimeout: &stop,
 		// The image's check would run beside the guest, which reports for itself.
@@ -166,14 +179,12 @@ func (p *Provider) config(spec providers.Spec, image image) *container.Config {
 	}
 }
 
-func (p *Provider) hostConfig(spec providers.Spec, m *machine) *container.HostConfig {
+func (p *Provider) hostConfig(spec providers.Spec, volumes pair, limits container.Resources) *container.HostConfig {
 	network := container.NetworkMode("bridge")
 	if spec.Network == providers.NetworkNone {
 		network = "none"
 	}
 	private := &mount.BindOptions{Propagation: mount.PropagationRPrivate}
-	labels := p.labels(spec.Workspace, spec.Generation)
-	kept := &mount.VolumeOptions{NoCopy: true, Labels: labels}
 	return &container.HostConfig{
 		NetworkMode:   network,
 		RestartPolicy: container.RestartPolicy{Name: container.RestartPolicyDisabled},
@@ -185,19 +196,17 @@ func (p *Provider) hostConfig(spec providers.Spec, m *machine) *container.HostCo
 			Type:   "json-file",
 			Config: map[string]string{"max-size": logSize, "max-file": logFiles},
 		},
-		Resources: m.resources(spec.Resources),
-		Mounts: []mount.Mount{
+		Resources: limits,
+		Mounts: append([]mount.Mount{
 			{Type: mount.TypeBind, Source: p.options.GuestProgram, Target: providers.GuestProgram, ReadOnly: true, BindOptions: private},
 			{Type: mount.TypeBind, Source: p.linkFolder(spec.Workspace), Target: providers.GuestLink, ReadOnly: true, BindOptions: private},
-			{Type: mount.TypeVolume, Source: projectVolume(spec.Workspace), Target: providers.Project, VolumeOptions: kept},
-			{Type: mount.TypeVolume, Source: stateVolume(spec.Workspace), Target: providers.GuestState, VolumeOptions: kept},
-		},
+		}, volumes.mounts(p.labels(spec.Workspace, spec.Generation), false)...),
 	}
 }
 
 // Start implements providers.Provider.
 func (p *Provider) Start(ctx context.Context, workspace string) error {
-	c, err := p.find(ctx, workspace)
+	c, err := p.mended(ctx, workspace)
 	if err != nil {
 		return err
 	}
@@ -220,26 +229,44 @@ func (p *Provider) Stop(ctx context.Context, workspace string, grace time.Durati
 	if err != nil {
 		return err
 	}
+	doing := "stop docker instance of workspace " + workspace
+	if c.State.Paused {
+		// A paused guest would not get its signal before the grace is over.
+		if err := p.unpause(ctx, c.ID); err != nil {
+			return p.explain(doing, err)
+		}
+	}
 	// Whole seconds are what the API takes; a negative number would be for ever.
 	seconds := int(max(0, (grace+time.Second-1)/time.Second))
 	err = p.engine.ContainerStop(ctx, c.ID, container.StopOptions{Timeout: &seconds})
-	return p.explain("stop docker instance of workspace "+workspace, err)
+	return p.explain(doing, err)
 }
 
 // Destroy implements providers.Provider.
 func (p *Provider) Destroy(ctx context.Context, workspace string, removeVolume bool) error {
-	doing := "destroy docker instance of workspace " + workspace
-	c, err := p.find(ctx, workspace)
-	switch {
-	case err == nil:
-		if err := p.removeContainer(ctx, c.ID); err != nil {
-			return p.explain(doing, err)
-		}
-	case !isNotFound(err):
+	if err := checkWorkspace(workspace); err != nil {
 		return err
 	}
+	doing := "destroy docker instance of workspace " + workspace
+	f, err := p.family(ctx, workspace)
+	if err == nil && len(f.others) > 0 {
+		f, err = p.mend(ctx, workspace)
+	}
+	if err != nil {
+		return err
+	}
+	if f.instance != nil {
+		if err := p.removeContainer(ctx, f.instance.ID); err != nil {
+			return p.explain(doing, err)
+		}
+	}
+	if f.instance == nil || f.instance.Labels[labelRoot] != "" {
+		if err := p.removeImage(ctx, rootImage(workspace)); err != nil {
+			return p.explain(doing, err)
+		}
+	}
 	if removeVolume {
-		if err := p.removeVolumes(ctx, workspace); err != nil {
+		if err := errors.Join(p.removeVolumes(ctx, workspace), p.removeSnapshotImages(ctx, workspace)); err != nil {
 			return p.explain(doing, err)
 		}
 	}
@@ -267,10 +294,24 @@ func (p *Provider) removeContainer(ctx context.Context, id string) error {
 // Inspect implements providers.Provider.
 func (p *Provider) Inspect(ctx context.Context, workspace string) (providers.Instance, error) {
 	c, err := p.find(ctx, workspace)
-	if err != nil {
+	if err == nil {
+		return instance(c), nil
+	}
+	if !isNotFound(err) {
 		return providers.Instance{}, err
 	}
-	return instance(c), nil
+	f, ferr := p.family(ctx, workspace)
+	if ferr != nil {
+		return providers.Instance{}, ferr
+	}
+	for _, end := range []string{endOld, endTarget} {
+		if left := f.others[end]; left != nil {
+			if c, ierr := p.engine.ContainerInspect(ctx, left.ID); ierr == nil {
+				return broken(workspace, instance(c)), nil
+			}
+		}
+	}
+	return providers.Instance{}, err
 }
 
 // List implements providers.Provider.
@@ -291,19 +332,41 @@ func (p *Provider) List(ctx context.Context) ([]providers.Instance, error) {
 			if err != nil {
 				return nil, err
 			}
-			if !p.owns(c.Config.Labels, c.Config.Labels[providers.LabelWorkspace]) {
+			workspace := c.Config.Labels[providers.LabelWorkspace]
+			if !p.owns(c.Config.Labels, workspace) {
 				return nil, nil
 			}
-			return []providers.Instance{instance(c)}, nil
+			switch strings.TrimPrefix(c.Name, "/") {
+			case instanceName(workspace):
+				return []providers.Instance{instance(c)}, nil
+			case instanceName(workspace) + endOld, instanceName(workspace) + endTarget:
+				// Told below, where it is all there is of a workspace.
+				return []providers.Instance{broken(workspace, instance(c))}, nil
+			}
+			return nil, nil
 		})
 	if err != nil {
 		return nil, p.explain("list docker instances", err)
 	}
+	whole := map[string]bool{}
 	instances := []providers.Instance{}
-	for _, one := range found {
-		instances = append(instances, one...)
+	for _, last := range []bool{false, true} {
+		for _, one := range found {
+			for _, i := range one {
+				if (i.State == providers.StateBroken) == last && !whole[i.Workspace] {
+					whole[i.Workspace] = true
+					instances = append(instances, i)
+				}
+			}
+		}
 	}
 	return instances, nil
+}
+
+// broken is what is left of a workspace whose instance was being made or replaced.
+func broken(workspace string, i providers.Instance) providers.Instance {
+	i.State, i.Name, i.Message = providers.StateBroken, instanceName(workspace), "a fork or a restore of it was cut off"
+	return i
 }
 
 // find returns the container of a workspace, ErrNotFound when there is none or
@@ -342,15 +405,18 @@ func instance(c container.InspectResponse) providers.Instance {
 	if started, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil && started.Year() > 1 {
 		i.StartedAt = started
 	}
+	// One that was made before the label tells the image itself.
+	if i.Digest = c.Config.Labels[labelImage]; i.Digest == "" {
+		i.Digest = c.Image
+	}
 	switch {
 	case c.State.Dead, c.State.Status == container.StateRemoving:
 		i.State = providers.StateBroken
 		i.Message = "docker could not remove it: " + orWord(c.State.Error, "state "+c.State.Status)
+	case c.State.Paused:
+		i.State = providers.StatePaused
 	case c.State.Running:
 		i.State = providers.StateRunning
-		if c.State.Paused {
-			i.Message = "paused by docker"
-		}
 	case c.State.OOMKilled:
 		i.Message = "killed because it used up its memory"
 	case c.State.Error != "":
@@ -366,20 +432,4 @@ func orWord(word, otherwise string) string {
 		return otherwise
 	}
 	return word
-}
-
-// lastWords are the last lines that the guest program itself wrote, which it
-// does only when it cannot go on. Trouble in reading them is not worth an error
-// beside the one they are meant for.
-func (p *Provider) lastWords(ctx context.Context, id string) string {
-	stream, err := p.engine.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: logTail})
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = stream.Close() }()
-	var words bytes.Buffer
-	if _, err := stdcopy.StdCopy(&words, &words, io.LimitReader(stream, logQuote)); err != nil && words.Len() == 0 {
-		return ""
-	}
-	return strings.ToValidUTF8(strings.TrimSpace(words.String()), "?")
 }

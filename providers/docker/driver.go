@@ -30,7 +30,15 @@ type Provider struct {
 	links map[string]*link.Listener // by workspace
 }
 
-var _ providers.Provider = (*Provider)(nil)
+var (
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.Snapshotter = (*Provider)(nil)
+	_ providers.Forker      = (*Provider)(nil)
+	_ providers.Pauser      = (*Provider)(nil)
+	_ providers.Resizer     = (*Provider)(nil)
+	_ providers.Consoler    = (*Provider)(nil)
+	_ providers.Images      = (*Store)(nil)
+)
 
 // New makes the driver. It does not talk to the engine: whether that is there is
 // Probe's answer.
@@ -84,6 +92,24 @@ func checkWorkspace(workspace string) error {
 	}
 	return nil
 }
+
+// Labels beside the contract's.
+const (
+	// labelImage on a container and a snapshot: what the spec's image was.
+	labelImage = "vendetta.image"
+	// labelRoot on a container that was made from a snapshot or as a fork: the name
+	// of the image that its root came from.
+	labelRoot = "vendetta.root"
+	// labelSnapshot on a snapshot's image and volumes: its name.
+	labelSnapshot = "vendetta.snapshot"
+	// labelCreated on a snapshot's image: when, by RFC 3339.
+	labelCreated = "vendetta.created"
+	// labelExtra on a snapshot's image: what its volumes take less what the image
+	// shares with the one below it, so that both together are its size.
+	labelExtra = "vendetta.extra-bytes"
+	// labelTurn on the volumes that a restore made: the number of it.
+	labelTurn = "vendetta.turn"
+)
 
 // labels are what every object of a workspace carries.
 func (p *Provider) labels(workspace string, generation int64) map[string]string {

@@ -40,9 +40,9 @@ func script(t *testing.T, answers map[string]http.HandlerFunc) *scripted {
 		"GET /info":                                   says(200, machine()),
 		"GET /containers/vendetta-w/json":             says(404, failure("no such container")),
 		"GET /images/base/json":                       says(200, map[string]any{"Id": "sha256:base", "Os": "linux"}),
-		"GET /volumes/vendetta-w-workspace":           says(404, failure("no such volume")),
-		"GET /volumes/vendetta-w-state":               says(404, failure("no such volume")),
-		"POST /volumes/create":                        says(201, map[string]any{"Name": "v"}),
+		"GET /volumes":                                says(200, map[string]any{"Volumes": []any{}}),
+		"GET /images/json":                            says(200, []any{}),
+		"DELETE /images/vendetta-root/w:latest":       says(404, failure("no such image")),
 		"DELETE /volumes/vendetta-w-workspace":        says(204, nil),
 		"DELETE /volumes/vendetta-w-state":            says(204, nil),
 		"POST /containers/create":                     says(201, map[string]any{"Id": "c", "Warnings": []string{"careful"}}),
@@ -215,7 +215,10 @@ func TestProbe(t *testing.T) {
 	if !status.Usable || status.Version != "25.0" || status.Reason != "" {
 		t.Errorf("%+v", status)
 	}
-	wantCapabilities := []string{"apparmor", "images", "limit-cpu", "limit-memory", "limit-pids", "network", "network-none", "seccomp"}
+	wantCapabilities := []string{
+		"apparmor", "fork", "images", "limit-cpu", "limit-memory", "limit-pids", "network", "network-none",
+		"pause", "resize", "seccomp", "snapshot",
+	}
 	if !slices.Equal(status.Capabilities, wantCapabilities) {
 		t.Errorf("capabilities %q", status.Capabilities)
 	}
@@ -277,7 +280,7 @@ var spec = providers.Spec{Workspace: "w", Name: "box", Generation: 5, Image: "ba
 
 func TestCreateFailures(t *testing.T) {
 	trouble := says(500, failure("trouble"))
-	foreign := says(200, map[string]any{"Name": "v", "Labels": map[string]string{providers.LabelServer: "another"}})
+	foreign := says(200, map[string]any{"Volumes": []any{map[string]any{"Name": "vendetta-w-state", "Labels": map[string]string{providers.LabelServer: "another"}}}})
 	user := says(200, map[string]any{"Id": "sha256:base", "Os": "linux", "Config": map[string]any{"User": "dev"}})
 	for name, c := range map[string]struct {
 		answers map[string]http.HandlerFunc
@@ -286,7 +289,7 @@ func TestCreateFailures(t *testing.T) {
 		words   []string
 		undone  []string
 	}{
-		"lookup":  {answers: map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": trouble}, words: []string{"trouble"}},
+		"lookup":  {answers: map[string]http.HandlerFunc{"GET /containers/json": trouble}, words: []string{"trouble"}},
 		"machine": {answers: map[string]http.HandlerFunc{"GET /info": trouble}, words: []string{"trouble"}},
 		"image":   {change: func(s *providers.Spec) { s.Image = "registry.example/trouble:1" }, words: []string{"look up image", "trouble"}},
 		"windows": {change: func(s *providers.Spec) { s.Image = "registry.example/windows:1" }, kind: providers.ErrImage, words: []string{"windows"}},
@@ -305,11 +308,10 @@ func TestCreateFailures(t *testing.T) {
 			change: func(s *providers.Spec) { s.Resources.MemoryBytes = 1 << 20 },
 			kind:   providers.ErrInvalid, words: []string{"6 MiB"},
 		},
-		"volume lookup": {answers: map[string]http.HandlerFunc{"GET /volumes/vendetta-w-workspace": trouble}, words: []string{"trouble"}},
+		"volume lookup": {answers: map[string]http.HandlerFunc{"GET /volumes": trouble}, words: []string{"trouble"}},
 		"another's volume": {
-			answers: map[string]http.HandlerFunc{"GET /volumes/vendetta-w-state": foreign},
+			answers: map[string]http.HandlerFunc{"GET /volumes": foreign},
 			words:   []string{"not this server's", "docker volume rm vendetta-w-state"},
-			undone:  []string{"DELETE /volumes/vendetta-w-workspace"},
 		},
 		"another's container": {
 			answers: map[string]http.HandlerFunc{"POST /containers/create": says(409, failure("name in use"))},
@@ -318,7 +320,7 @@ func TestCreateFailures(t *testing.T) {
 		},
 		"disk full": {
 			answers: map[string]http.HandlerFunc{
-				"POST /volumes/create": inTurn(says(201, map[string]any{}), says(500, failure("mkdir: no space left on device"))),
+				"POST /containers/create": says(500, failure("mkdir: no space left on device")),
 			},
 			kind: providers.ErrExhausted, words: []string{"full", "docker system df"},
 			undone: []string{"DELETE /volumes/vendetta-w-workspace"},
@@ -345,7 +347,7 @@ func TestCreateFailures(t *testing.T) {
 		},
 		"undo cannot look": {
 			answers: map[string]http.HandlerFunc{
-				"GET /containers/vendetta-w/json": inTurn(says(404, failure("none")), trouble),
+				"GET /containers/vendetta-w/json": trouble,
 				"POST /containers/create":         trouble,
 			},
 			words: []string{"trouble"},
@@ -353,7 +355,7 @@ func TestCreateFailures(t *testing.T) {
 		"undo cannot remove": {
 			answers: map[string]http.HandlerFunc{
 				"GET /images/base/json":           user,
-				"GET /containers/vendetta-w/json": inTurn(says(404, failure("none")), says(200, box(map[string]any{"Status": "created"}))),
+				"GET /containers/vendetta-w/json": says(200, box(map[string]any{"Status": "created"})),
 				"GET /containers/c/archive":       trouble,
 				"DELETE /containers/c":            trouble,
 			},
@@ -362,7 +364,7 @@ func TestCreateFailures(t *testing.T) {
 		"project": {
 			answers: map[string]http.HandlerFunc{
 				"GET /images/base/json":           user,
-				"GET /containers/vendetta-w/json": inTurn(says(404, failure("none")), says(200, box(map[string]any{"Status": "created"}))),
+				"GET /containers/vendetta-w/json": says(200, box(map[string]any{"Status": "created"})),
 				"GET /containers/c/archive":       trouble,
 			},
 			words:  []string{"trouble"},
@@ -521,7 +523,7 @@ func TestInstances(t *testing.T) {
 	}{
 		"created":   {map[string]any{"Status": "created", "StartedAt": "0001-01-01T00:00:00Z"}, providers.StateStopped, ""},
 		"running":   {running, providers.StateRunning, ""},
-		"paused":    {map[string]any{"Status": "paused", "Running": true, "Paused": true}, providers.StateRunning, "paused by docker"},
+		"paused":    {map[string]any{"Status": "paused", "Running": true, "Paused": true}, providers.StatePaused, ""},
 		"exited":    {map[string]any{"Status": "exited", "ExitCode": 3}, providers.StateStopped, "ended with status 3"},
 		"no memory": {map[string]any{"Status": "exited", "OOMKilled": true}, providers.StateStopped, "memory"},
 		"no start":  {map[string]any{"Status": "created", "Error": "no such file"}, providers.StateStopped, "no such file"},
@@ -542,7 +544,7 @@ func TestInstances(t *testing.T) {
 }
 
 func TestListFailures(t *testing.T) {
-	listed := says(200, []any{map[string]any{"Id": "c"}})
+	one := says(200, []any{map[string]any{"Id": "c"}})
 	foreign := box(running)
 	foreign["Config"] = map[string]any{"Labels": map[string]string{providers.LabelServer: "another"}}
 	for name, c := range map[string]struct {
@@ -550,9 +552,9 @@ func TestListFailures(t *testing.T) {
 		fails         bool
 	}{
 		"list":      {says(500, failure("trouble")), nil, true},
-		"inspect":   {listed, says(500, failure("trouble")), true},
-		"gone":      {listed, says(404, failure("gone")), false},
-		"another's": {listed, says(200, foreign), false},
+		"inspect":   {one, says(500, failure("trouble")), true},
+		"gone":      {one, says(404, failure("gone")), false},
+		"another's": {one, says(200, foreign), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			answers := map[string]http.HandlerFunc{"GET /containers/json": c.list}
@@ -569,27 +571,55 @@ func TestListFailures(t *testing.T) {
 	}
 }
 
+// listed is what the engine lists of server "s" and workspace "w": containers by
+// their names, each with the id of its letter.
+func listed(names map[string]string) http.HandlerFunc {
+	all := []any{}
+	for id, name := range names {
+		all = append(all, map[string]any{"Id": id, "Names": []string{"/" + name}, "Labels": owned()})
+	}
+	return says(200, all)
+}
+
+// owned are the labels of server "s" and workspace "w".
+func owned(more ...string) map[string]string {
+	labels := map[string]string{providers.LabelServer: "s", providers.LabelWorkspace: "w", providers.LabelGeneration: "5"}
+	for i := 0; i < len(more); i += 2 {
+		labels[more[i]] = more[i+1]
+	}
+	return labels
+}
+
+// holding is an answer that lists volumes of workspace "w".
+func holding(names ...string) http.HandlerFunc {
+	all := []any{}
+	for _, name := range names {
+		all = append(all, map[string]any{"Name": name, "Labels": owned()})
+	}
+	return says(200, map[string]any{"Volumes": all})
+}
+
 func TestDestroy(t *testing.T) {
-	there := says(200, box(running))
-	mine := says(200, map[string]any{"Name": "v", "Labels": map[string]string{providers.LabelServer: "s", providers.LabelWorkspace: "w"}})
+	there := listed(map[string]string{"c": "vendetta-w"})
+	mine := holding("vendetta-w-state")
 	trouble := says(500, failure("trouble"))
 	busy := says(409, failure("removal of container c is already in progress"))
 	for name, c := range map[string]struct {
 		answers map[string]http.HandlerFunc
 		fails   bool
 	}{
-		"lookup":        {map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": trouble}, true},
-		"container":     {map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": there, "DELETE /containers/c": trouble}, true},
-		"gone":          {map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": there, "DELETE /containers/c": says(404, failure("gone"))}, false},
-		"in progress":   {map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": there, "DELETE /containers/c": busy, "POST /containers/c/wait": says(200, map[string]any{"StatusCode": 0})}, false},
-		"never done":    {map[string]http.HandlerFunc{"GET /containers/vendetta-w/json": there, "DELETE /containers/c": busy}, true},
-		"volume lookup": {map[string]http.HandlerFunc{"GET /volumes/vendetta-w-state": trouble}, true},
-		"volume":        {map[string]http.HandlerFunc{"GET /volumes/vendetta-w-state": mine, "DELETE /volumes/vendetta-w-state": trouble}, true},
-		"volume gone":   {map[string]http.HandlerFunc{"GET /volumes/vendetta-w-state": mine, "DELETE /volumes/vendetta-w-state": says(404, failure("gone"))}, false},
-		"another's": {map[string]http.HandlerFunc{
-			"GET /volumes/vendetta-w-state":    says(200, map[string]any{"Name": "v"}),
-			"DELETE /volumes/vendetta-w-state": func(http.ResponseWriter, *http.Request) { t.Error("removed another's volume") },
-		}, false},
+		"lookup":        {map[string]http.HandlerFunc{"GET /containers/json": trouble}, true},
+		"container":     {map[string]http.HandlerFunc{"GET /containers/json": there, "DELETE /containers/c": trouble}, true},
+		"gone":          {map[string]http.HandlerFunc{"GET /containers/json": there, "DELETE /containers/c": says(404, failure("gone"))}, false},
+		"in progress":   {map[string]http.HandlerFunc{"GET /containers/json": there, "DELETE /containers/c": busy, "POST /containers/c/wait": says(200, map[string]any{"StatusCode": 0})}, false},
+		"never done":    {map[string]http.HandlerFunc{"GET /containers/json": there, "DELETE /containers/c": busy}, true},
+		"volume lookup": {map[string]http.HandlerFunc{"GET /volumes": trouble}, true},
+		"volume":        {map[string]http.HandlerFunc{"GET /volumes": mine, "DELETE /volumes/vendetta-w-state": trouble}, true},
+		"volume gone":   {map[string]http.HandlerFunc{"GET /volumes": mine, "DELETE /volumes/vendetta-w-state": says(404, failure("gone"))}, false},
+		"root":          {map[string]http.HandlerFunc{"DELETE /images/vendetta-root/w:latest": trouble}, true},
+		"image lookup":  {map[string]http.HandlerFunc{"GET /images/json": trouble}, true},
+		"image":         {map[string]http.HandlerFunc{"GET /images/json": says(200, []any{map[string]any{"Id": "i", "RepoTags": []string{"mine:1", "vendetta-snapshot/w:a"}}}), "DELETE /images/vendetta-snapshot/w:a": trouble}, true},
+		"leftover":      {map[string]http.HandlerFunc{"GET /containers/json": listed(map[string]string{"c": "vendetta-w-target"}), "DELETE /containers/c": trouble}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := script(t, c.answers).provider(t).Destroy(t.Context(), "w", true)

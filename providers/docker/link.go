@@ -85,6 +85,9 @@ func (p *Provider) Connect(ctx context.Context, workspace string) (net.Conn, err
 	if !c.State.Running {
 		return nil, p.ended(ctx, workspace, c)
 	}
+	if c.State.Paused {
+		return nil, &providers.Error{Message: fmt.Sprintf("workspace %s is paused", workspace), Next: "resume it first"}
+	}
 	l, err := p.meet(ctx, workspace)
 	if err != nil {
 		return nil, err
@@ -124,7 +127,7 @@ func (p *Provider) ended(ctx context.Context, workspace string, c container.Insp
 	if i.Message != "" {
 		message += ": " + i.Message
 	}
-	if last := p.lastWords(ctx, c.ID); last != "" {
+	if last := p.lastWords(ctx, c.ID, logTail, logQuote); last != "" {
 		message += ": " + last
 	}
 	return &providers.Error{Message: message, Next: "start it again; when it ends again look at docker logs " + i.Name}

@@ -43,6 +43,13 @@ type machine struct {
 	capabilities []string
 	// remapped: the containers' root is guestUID here and not 0.
 	remapped bool
+	// groups: containers have cgroups, which pausing and changing limits take. A
+	// rootless engine has none with cgroup v1.
+	groups bool
+	// folder is where the engine keeps all of it.
+	folder string
+	// architecture that images must be made for.
+	architecture string
 	// guestUID is the container's root as this machine sees it; -1 unknown.
 	guestUID int64
 }
@@ -68,6 +75,20 @@ func (p *Provider) Probe(ctx context.Context) providers.Status {
 		}
 	}
 	return status
+}
+
+// grouped returns what the engine said of itself where containers have cgroups,
+// else ErrUnsupported.
+func (p *Provider) grouped(ctx context.Context, doing string) (*machine, error) {
+	m, err := p.machine(ctx)
+	if err == nil && !m.groups {
+		err = &providers.Error{
+			Kind:    providers.ErrUnsupported,
+			Message: doing + ": docker runs without cgroups here and can neither pause containers nor change their limits",
+			Next:    "use a node with cgroup v2 or an engine that runs as root",
+		}
+	}
+	return m, err
 }
 
 // machine returns what the engine said of itself, from memory when it was asked before.
@@ -108,12 +129,22 @@ func (p *Provider) ask(ctx context.Context) (*machine, error) {
 }
 
 func describe(info system.Info) *machine {
-	m := &machine{version: info.ServerVersion, memory: info.MemTotal, cpus: info.NCPU}
+	m := &machine{
+		version: info.ServerVersion, memory: info.MemTotal, cpus: info.NCPU,
+		groups: info.CgroupDriver != "none",
+		folder: info.DockerRootDir, architecture: architecture(info.Architecture),
+	}
 	m.limits.cpu = info.CPUCfsQuota && info.CPUCfsPeriod
 	m.limits.memory = info.MemoryLimit
 	m.limits.swap = info.SwapLimit
 	m.limits.pids = info.PidsLimit
-	m.capabilities = []string{CapabilityImages, CapabilityNetwork, CapabilityNetworkNone}
+	m.capabilities = []string{
+		CapabilityImages, CapabilityNetwork, CapabilityNetworkNone,
+	}
+	if m.groups {
+		m.capabilities = append(m.capabilities,
+			providers.CapabilityFork, providers.CapabilityPause, providers.CapabilityResize, providers.CapabilitySnapshot)
+	}
 	for capability, has := range map[string]bool{
 		CapabilityLimitCPU:    m.limits.cpu,
 		CapabilityLimitMemory: m.limits.memory,
@@ -142,6 +173,21 @@ func describe(info system.Info) *machine {
 	}
 	slices.Sort(m.capabilities)
 	return m
+}
+
+// architecture turns the kernel's word into that of images.
+func architecture(kernel string) string {
+	switch kernel {
+	case "x86_64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	case "i386", "i486", "i586", "i686":
+		return "386"
+	case "armv6l", "armv7l":
+		return "arm"
+	}
+	return kernel
 }
 
 // remappedRoot reads the container root's id from the engine's folder, which a

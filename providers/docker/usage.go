@@ -2,8 +2,6 @@ package docker
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"time"
 
 	"github.com/docker/docker/api/types"
@@ -20,24 +18,13 @@ const diskUsageAPI = "1.42"
 // Usage implements providers.Provider. DiskBytes is that of the volumes, -1 for
 // an engine before 23.0.
 func (p *Provider) Usage(ctx context.Context, workspace string) (providers.Usage, error) {
-	c, err := p.find(ctx, workspace)
+	c, err := p.runs(ctx, workspace)
 	if err != nil {
 		return providers.Usage{}, err
 	}
-	if !c.State.Running {
-		return providers.Usage{}, &providers.Error{
-			Kind:    providers.ErrNotFound,
-			Message: fmt.Sprintf("workspace %s is not running", workspace),
-		}
-	}
 	doing := "measure workspace " + workspace
-	answer, err := p.engine.ContainerStatsOneShot(ctx, c.ID)
+	stats, err := p.stats(ctx, c.ID)
 	if err != nil {
-		return providers.Usage{}, p.explain(doing, err)
-	}
-	defer func() { _ = answer.Body.Close() }()
-	var stats container.StatsResponse
-	if err := json.NewDecoder(answer.Body).Decode(&stats); err != nil {
 		return providers.Usage{}, p.explain(doing, err)
 	}
 	disk, err := p.diskUsage(ctx, workspace)
