@@ -46,6 +46,18 @@ func nodeImages(a *app, log *slog.Logger) *image.Store {
 	return image.New(image.Options{Dir: filepath.Join(a.agentDir(), "images"), Logger: log})
 }
 
+// nodeStores are the node's: its own and the Docker engine's.
+func nodeStores(own *image.Store, log *slog.Logger) func() []providers.Images {
+	stores := []providers.Images{own}
+	engine, err := docker.NewStore(docker.StoreOptions{Logger: log})
+	if err != nil {
+		log.Error("the images of docker are left out", "error", err)
+	} else {
+		stores = append(stores, engine)
+	}
+	return func() []providers.Images { return stores }
+}
+
 // guestProgram is the guest beside this program, or in the bundle beside it.
 func guestProgram(self string) (string, error) {
 	bundle, err := bundleDir()
@@ -109,7 +121,7 @@ func runNodeAgent(ctx context.Context, a *app) error {
 	images := nodeImages(a, log)
 	agent, err := nodeagent.New(nodeagent.Options{
 		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, log), Version: api.Version, Logger: log,
-		Images: func() []providers.Images { return []providers.Images{images} },
+		Images: nodeStores(images, log),
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/volume"
 	"github.com/docker/docker/client"
 
@@ -69,6 +70,10 @@ func TestContract(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			images, err := e.ImageList(context.Background(), image.ListOptions{All: true, Filters: label})
+			if err != nil {
+				t.Fatal(err)
+			}
 			left, err := filepath.Glob(filepath.Join(state, "*", workspace))
 			if err != nil {
 				t.Fatal(err)
@@ -78,6 +83,9 @@ func TestContract(t *testing.T) {
 			}
 			for _, v := range volumes.Volumes {
 				left = append(left, v.Name)
+			}
+			for _, i := range images {
+				left = append(left, i.ID)
 			}
 			return left
 		},

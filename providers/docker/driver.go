@@ -8,8 +8,6 @@ import (
 	"regexp"
 	"sync"
 
-	"github.com/docker/docker/client"
-
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/link"
 )
@@ -23,7 +21,7 @@ var (
 // Provider is the driver; see the package's comment.
 type Provider struct {
 	options Options
-	engine  *client.Client
+	engine  *engine
 
 	mu    sync.Mutex
 	known *machine                  // what the engine said of itself
@@ -37,7 +35,6 @@ var (
 	_ providers.Pauser      = (*Provider)(nil)
 	_ providers.Resizer     = (*Provider)(nil)
 	_ providers.Consoler    = (*Provider)(nil)
-	_ providers.Images      = (*Store)(nil)
 )
 
 // New makes the driver. It does not talk to the engine: whether that is there is
@@ -52,15 +49,11 @@ func New(options Options) (*Provider, error) {
 			return nil, fmt.Errorf("docker provider: %s %q is not an absolute path", name, path)
 		}
 	}
-	settings := []client.Opt{client.FromEnv, client.WithAPIVersionNegotiation()}
-	if options.Host != "" {
-		settings = append(settings, client.WithHost(options.Host))
-	}
-	engine, err := client.NewClientWithOpts(settings...)
+	e, err := dial(options.Host, options.Logger, options.PullTimeout)
 	if err != nil {
 		return nil, fmt.Errorf("docker provider: %w", err)
 	}
-	return &Provider{options: options, engine: engine, links: map[string]*link.Listener{}}, nil
+	return &Provider{options: options, engine: e, links: map[string]*link.Listener{}}, nil
 }
 
 // Name implements providers.Provider.

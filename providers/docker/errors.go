@@ -15,7 +15,7 @@ import (
 
 // explain turns what the engine's client said into an error of the contract.
 // doing is the operation and what it was done to.
-func (p *Provider) explain(doing string, err error) error {
+func (e *engine) explain(doing string, err error) error {
 	var own *providers.Error
 	switch {
 	case err == nil:
@@ -25,25 +25,27 @@ func (p *Provider) explain(doing string, err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &providers.Error{Message: fmt.Sprintf("%s: %v", doing, contextWord(err)), Cause: err}
 	}
-	e := &providers.Error{Message: fmt.Sprintf("%s: %v", doing, err), Cause: err}
-	if reason, fix := p.unreachable(err); reason != "" {
-		e.Kind, e.Message, e.Next = providers.ErrUnusable, fmt.Sprintf("%s: %s", doing, reason), fix
-		return e
+	answer := &providers.Error{Message: fmt.Sprintf("%s: %v", doing, err), Cause: err}
+	if reason, fix := e.unreachable(err); reason != "" {
+		answer.Kind, answer.Message, answer.Next = providers.ErrUnusable, fmt.Sprintf("%s: %s", doing, reason), fix
+		return answer
 	}
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "no space left on device"), strings.Contains(text, "disk quota exceeded"):
-		e.Kind = providers.ErrExhausted
-		e.Message = doing + ": the disk of the docker engine is full"
-		e.Next = "free space on the node: docker system df shows what uses it, docker image prune -a removes unused images"
+		answer.Kind = providers.ErrExhausted
+		answer.Message = doing + ": the disk of the docker engine is full"
+		answer.Next = "free space on the node: docker system df shows what uses it, docker image prune -a removes unused images"
 	case strings.Contains(text, "cannot allocate memory"):
-		e.Kind = providers.ErrExhausted
-		e.Next = "stop workspaces on this node or use another one"
+		answer.Kind = providers.ErrExhausted
+		answer.Next = "stop workspaces on this node or use another one"
 	case cerrdefs.IsInvalidArgument(err):
-		e.Kind = providers.ErrInvalid
+		answer.Kind = providers.ErrInvalid
 	}
-	return e
+	return answer
 }
+
+func (p *Provider) explain(doing string, err error) error { return p.engine.explain(doing, err) }
 
 func contextWord(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -54,8 +56,8 @@ func contextWord(err error) string {
 
 // unreachable says why the engine could not be talked to and what helps, "" when
 // err is of another kind.
-func (p *Provider) unreachable(err error) (reason, fix string) {
-	host := p.engine.DaemonHost()
+func (e *engine) unreachable(err error) (reason, fix string) {
+	host := e.DaemonHost()
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Sprintf("permission denied on the docker engine's socket %s", host),

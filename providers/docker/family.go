@@ -38,6 +38,9 @@ func (p *Provider) family(ctx context.Context, workspace string) (family, error)
 	}
 	for i := range all {
 		c := &all[i]
+		if !p.owns(c.Labels, workspace) {
+			continue
+		}
 		for _, name := range c.Names {
 			switch end, ours := strings.CutPrefix(name, "/"+instanceName(workspace)); {
 			case !ours:

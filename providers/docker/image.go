@@ -2,10 +2,7 @@ package docker
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -60,7 +57,7 @@ func (p *Provider) image(ctx context.Context, m *machine, ref, digest string) (i
 		if _, named := parsed.(reference.Named); !named {
 			return image{}, gone(ref, wanted)
 		}
-		if err := p.pull(ctx, wanted, nil); err != nil {
+		if err := p.engine.pull(ctx, wanted, nil); err != nil {
 			return image{}, err
 		}
 		found, err = p.engine.ImageInspect(ctx, wanted)
@@ -133,92 +130,4 @@ func (m *machine) runs(ref string, found engineimage.InspectResponse) error {
 		}
 	}
 	return nil
-}
-
-// pull fetches an image, without credentials: a private one is pulled by hand on
-// the node. said, which may be nil, is told of each step once.
-func (p *Provider) pull(ctx context.Context, ref string, said func(string)) error {
-	ctx, cancel := context.WithTimeout(ctx, p.options.PullTimeout)
-	defer cancel()
-	p.options.Logger.Info("pull image", "image", ref)
-	stream, err := p.engine.ImagePull(ctx, ref, engineimage.PullOptions{})
-	if err == nil {
-		err = p.follow(ref, stream, said)
-		err = errors.Join(err, stream.Close())
-	}
-	if err != nil {
-		return p.explainPull(ref, err)
-	}
-	return nil
-}
-
-// follow reads a pull to its end and tells each step once: the engine repeats
-// some of them many times a second.
-func (p *Provider) follow(ref string, stream io.Reader, said func(string)) error {
-	type step struct {
-		ID     string `json:"id"`
-		Status string `json:"status"`
-	}
-	var message struct {
-		step
-		ErrorDetail *struct {
-			Message string `json:"message"`
-		} `json:"errorDetail"`
-	}
-	told := map[step]bool{}
-	for messages := json.NewDecoder(stream); ; {
-		message.step, message.ErrorDetail = step{}, nil
-		err := messages.Decode(&message)
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case message.ErrorDetail != nil:
-			return errors.New(message.ErrorDetail.Message)
-		case message.Status == "" || told[message.step]:
-			continue
-		}
-		told[message.step] = true
-		p.options.Logger.Debug("pull image", "image", ref, "layer", message.ID, "status", message.Status)
-		if said != nil {
-			said(strings.TrimPrefix(message.ID+": "+message.Status, ": "))
-		}
-	}
-}
-
-// explainPull tells apart what a registry's answer only hints at.
-func (p *Provider) explainPull(ref string, err error) error {
-	doing := "pull image " + ref
-	byHand := fmt.Sprintf("docker login and docker pull %s on the node, then create the workspace again", ref)
-	e := &providers.Error{Kind: providers.ErrImage, Cause: err}
-	text := strings.ToLower(err.Error())
-	has := func(hints ...string) bool {
-		for _, hint := range hints {
-			if strings.Contains(text, hint) {
-				return true
-			}
-		}
-		return false
-	}
-	switch reason, _ := p.unreachable(err); {
-	case errors.Is(err, context.DeadlineExceeded):
-		e.Message = fmt.Sprintf("%s: it took longer than %v", doing, p.options.PullTimeout)
-		e.Next = byHand
-	case errors.Is(err, context.Canceled), reason != "", has("no space left on device"):
-		return p.explain(doing, err)
-	case cerrdefs.IsNotFound(err), has("manifest unknown", "not found", "does not exist", "name unknown"):
-		e.Message = fmt.Sprintf("image %s does not exist, or it is private", ref)
-		e.Next = "check the name and tag; for a private image " + byHand
-	case has("unauthorized", "denied", "authentication required"):
-		e.Message = fmt.Sprintf("%s: the registry refuses it without a login", doing)
-		e.Next = byHand
-	case has("dial tcp", "no such host", "connection refused", "timeout", "i/o timeout", "tls:", "network is unreachable", "eof"):
-		e.Message = fmt.Sprintf("%s: the registry cannot be reached from the node: %v", doing, err)
-		e.Next = fmt.Sprintf("check the node's network and proxy settings for docker, or load the image by hand: docker save %s | ssh NODE docker load", ref)
-	default:
-		e.Message = fmt.Sprintf("%s: %v", doing, err)
-		e.Next = byHand
-	}
-	return e
 }

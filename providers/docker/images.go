@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -19,31 +20,52 @@ import (
 	"github.com/vendetta-dev/vendetta/providers"
 )
 
-// Store is the engine's images. They are the machine's and not vendetta's alone:
-// all of them are listed, but for those that snapshots and forks are made of, and
-// none is removed that was not made by them.
-type Store struct {
-	p *Provider
+// StoreOptions of a Store. The zero value is right where the environment names
+// the engine.
+type StoreOptions struct {
+	// Host, Logger and PullTimeout are as in Options.
+	Host        string
+	Logger      *slog.Logger
+	PullTimeout time.Duration
 }
 
-// Images is the store that this provider's instances are made from. It ends with
-// the provider.
-func (p *Provider) Images() *Store { return &Store{p: p} }
+// Store is the engine's images. They are the machine's and not vendetta's alone:
+// all of them are listed, but for those that snapshots and forks are made of, and
+// none is removed that was not made for these.
+type Store struct {
+	engine *engine
+}
+
+var _ providers.Images = (*Store)(nil)
+
+// NewStore makes the store; it does not talk to the engine.
+func NewStore(options StoreOptions) (*Store, error) {
+	defaults := Options{Logger: options.Logger, PullTimeout: options.PullTimeout}.withDefaults()
+	e, err := dial(options.Host, defaults.Logger, defaults.PullTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("docker images: %w", err)
+	}
+	return &Store{engine: e}, nil
+}
+
+// Close lets go of the engine's connections.
+func (s *Store) Close() error { return s.engine.Close() }
 
 // Name is "docker".
 func (s *Store) Name() string { return "docker" }
 
 // List implements providers.Images. Bytes counts layers that images share for
-// each of them; Used counts instances and snapshots of this server.
+// each of them; Used counts the instances and snapshots of
+// all servers.
 func (s *Store) List(ctx context.Context) ([]providers.Image, error) {
 	const doing = "list docker images"
-	all, err := s.p.engine.ImageList(ctx, engineimage.ListOptions{})
+	all, err := s.engine.ImageList(ctx, engineimage.ListOptions{})
 	if err != nil {
-		return nil, s.p.explain(doing, err)
+		return nil, s.engine.explain(doing, err)
 	}
-	used, err := s.used(ctx, all)
+	used, err := s.used(ctx)
 	if err != nil {
-		return nil, s.p.explain(doing, err)
+		return nil, s.engine.explain(doing, err)
 	}
 	images := []providers.Image{}
 	for _, one := range all {
@@ -95,9 +117,13 @@ func manifest(digest string) string {
 }
 
 // used returns what counts the instances and snapshots made from an image.
-func (s *Store) used(ctx context.Context, all []engineimage.Summary) (func(engineimage.Summary) int, error) {
-	ours := filters.NewArgs(filters.Arg("label", providers.LabelServer+"="+s.p.options.ServerID))
-	containers, err := s.p.engine.ContainerList(ctx, container.ListOptions{All: true, Filters: ours})
+func (s *Store) used(ctx context.Context) (func(engineimage.Summary) int, error) {
+	ours := filters.NewArgs(filters.Arg("label", providers.LabelServer))
+	containers, err := s.engine.ContainerList(ctx, container.ListOptions{All: true, Filters: ours})
+	if err != nil {
+		return nil, err
+	}
+	snapshots, err := s.engine.ImageList(ctx, engineimage.ListOptions{Filters: filters.NewArgs(filters.Arg("label", labelSnapshot))})
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +139,8 @@ func (s *Store) used(ctx context.Context, all []engineimage.Summary) (func(engin
 			count[c.ImageID]++
 		}
 	}
-	for _, one := range all {
-		if s.p.isSnapshot(one) {
+	for _, one := range snapshots {
+		if isSnapshot(one) {
 			count[one.Labels[labelImage]]++
 		}
 	}
@@ -127,10 +153,10 @@ func (s *Store) used(ctx context.Context, all []engineimage.Summary) (func(engin
 	}, nil
 }
 
-// isSnapshot says whether an image is a snapshot of this server's.
-func (p *Provider) isSnapshot(one engineimage.Summary) bool {
+// isSnapshot says whether an image is a snapshot.
+func isSnapshot(one engineimage.Summary) bool {
 	workspace, name := one.Labels[providers.LabelWorkspace], one.Labels[labelSnapshot]
-	return name != "" && p.owns(one.Labels, workspace) && slices.Contains(one.RepoTags, snapshotImageName(workspace, name))
+	return name != "" && slices.Contains(one.RepoTags, snapshotImageName(workspace, name))
 }
 
 // Pull implements providers.Images.
@@ -139,7 +165,7 @@ func (s *Store) Pull(ctx context.Context, ref string, said func(string)) (provid
 	if err != nil {
 		return providers.Image{}, badReference(ref, err)
 	}
-	if err := s.p.pull(ctx, ref, said); err != nil {
+	if err := s.engine.pull(ctx, ref, said); err != nil {
 		return providers.Image{}, err
 	}
 	return s.look(ctx, reference.FamiliarString(reference.TagNameOnly(named)))
@@ -147,15 +173,15 @@ func (s *Store) Pull(ctx context.Context, ref string, said func(string)) (provid
 
 // look returns the image of a name.
 func (s *Store) look(ctx context.Context, ref string) (providers.Image, error) {
-	found, err := s.p.engine.ImageInspect(ctx, ref)
+	found, err := s.engine.ImageInspect(ctx, ref)
 	if err != nil {
-		return providers.Image{}, s.p.explain("look up image "+ref, err)
+		return providers.Image{}, s.engine.explain("look up image "+ref, err)
 	}
 	i := providers.Image{Ref: ref, Digest: manifest(digestOf(ref, found)), Bytes: found.Size}
 	i.CreatedAt, _ = time.Parse(time.RFC3339Nano, found.Created) // none is no harm
-	used, err := s.used(ctx, nil)
+	used, err := s.used(ctx)
 	if err != nil {
-		return providers.Image{}, s.p.explain("look up image "+ref, err)
+		return providers.Image{}, s.engine.explain("look up image "+ref, err)
 	}
 	i.Used = used(engineimage.Summary{ID: found.ID, RepoDigests: found.RepoDigests})
 	return i, nil
@@ -178,9 +204,9 @@ func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (prov
 		}
 		name = reference.TagNameOnly(name)
 	}
-	answer, err := s.p.engine.ImageLoad(ctx, archive)
+	answer, err := s.engine.ImageLoad(ctx, archive)
 	if err != nil {
-		return providers.Image{}, s.p.explain(doing, err)
+		return providers.Image{}, s.engine.explain(doing, err)
 	}
 	loaded, err := loaded(answer.Body)
 	if err = errors.Join(err, answer.Body.Close()); err != nil {
@@ -199,8 +225,8 @@ func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (prov
 			"%s: the archive holds %d images, which cannot all be named %s", doing, len(loaded), ref)
 	}
 	given := reference.FamiliarString(name)
-	if err := s.p.engine.ImageTag(ctx, loaded[0], given); err != nil {
-		return providers.Image{}, s.p.explain(doing, err)
+	if err := s.engine.ImageTag(ctx, loaded[0], given); err != nil {
+		return providers.Image{}, s.engine.explain(doing, err)
 	}
 	return s.look(ctx, given)
 }
@@ -243,7 +269,7 @@ func loaded(stream io.Reader) ([]string, error) {
 }
 
 func (s *Store) explainLoad(doing string, err error) error {
-	err = s.p.explain(doing, err)
+	err = s.engine.explain(doing, err)
 	var own *providers.Error
 	if errors.As(err, &own) && own.Kind == nil {
 		own.Kind = providers.ErrImage
@@ -257,29 +283,28 @@ func (s *Store) explainLoad(doing string, err error) error {
 // loaded or built stay, used or not: docker image prune is for those.
 func (s *Store) Prune(ctx context.Context) ([]providers.Image, error) {
 	const doing = "prune docker images"
-	p := s.p
-	f := filters.NewArgs(filters.Arg("label", providers.LabelServer+"="+p.options.ServerID), filters.Arg("dangling", "true"))
-	all, err := p.engine.ImageList(ctx, engineimage.ListOptions{Filters: f})
+	f := filters.NewArgs(filters.Arg("label", providers.LabelServer), filters.Arg("dangling", "true"))
+	all, err := s.engine.ImageList(ctx, engineimage.ListOptions{Filters: f})
 	if err != nil {
-		return nil, p.explain(doing, err)
+		return nil, s.engine.explain(doing, err)
 	}
 	pruned := []providers.Image{}
 	for _, one := range all {
-		found, err := p.engine.ImageInspect(ctx, one.ID)
+		found, err := s.engine.ImageInspect(ctx, one.ID)
 		if cerrdefs.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
-			return pruned, p.explain(doing, err)
+			return pruned, s.engine.explain(doing, err)
 		}
 		if found.Comment != comment || len(found.RepoTags) > 0 {
 			continue
 		}
-		_, err = p.engine.ImageRemove(ctx, one.ID, engineimage.RemoveOptions{PruneChildren: true})
+		_, err = s.engine.ImageRemove(ctx, one.ID, engineimage.RemoveOptions{PruneChildren: true})
 		switch {
 		case cerrdefs.IsNotFound(err), cerrdefs.IsConflict(err): // gone, or in use after all
 		case err != nil:
-			return pruned, p.explain(doing, err)
+			return pruned, s.engine.explain(doing, err)
 		default:
 			pruned = append(pruned, providers.Image{Ref: one.ID, Digest: one.ID, Bytes: one.Size, CreatedAt: time.Unix(one.Created, 0)})
 		}

@@ -87,7 +87,7 @@ func turn(labels map[string]string) int {
 // ownVolumes are all of a workspace, those of its snapshots included.
 func (p *Provider) ownVolumes(ctx context.Context, workspace string) ([]*volume.Volume, error) {
 	all, err := p.engine.VolumeList(ctx, volume.ListOptions{Filters: p.filter(workspace)})
-	return all.Volumes, err
+	return slices.DeleteFunc(all.Volumes, func(one *volume.Volume) bool { return !p.owns(one.Labels, workspace) }), err
 }
 
 // filter selects what carries the labels of this server and a workspace.

@@ -1,0 +1,103 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	cerrdefs "github.com/containerd/errdefs"
+	engineimage "github.com/docker/docker/api/types/image"
+
+	"github.com/vendetta-dev/vendetta/providers"
+)
+
+// pull fetches an image, without credentials: a private one is pulled by hand on
+// the node. said, which may be nil, is told of each step once.
+func (e *engine) pull(ctx context.Context, ref string, said func(string)) error {
+	ctx, cancel := context.WithTimeout(ctx, e.pullTimeout)
+	defer cancel()
+	e.log.Info("pull image", "image", ref)
+	stream, err := e.ImagePull(ctx, ref, engineimage.PullOptions{})
+	if err == nil {
+		err = e.follow(ref, stream, said)
+		err = errors.Join(err, stream.Close())
+	}
+	if err != nil {
+		return e.explainPull(ref, err)
+	}
+	return nil
+}
+
+// follow reads a pull to its end and tells each step once: the engine repeats
+// some of them many times a second.
+func (e *engine) follow(ref string, stream io.Reader, said func(string)) error {
+	type step struct {
+		ID     string `json:"id"`
+		Status string `json:"status"`
+	}
+	var message struct {
+		step
+		ErrorDetail *struct {
+			Message string `json:"message"`
+		} `json:"errorDetail"`
+	}
+	told := map[step]bool{}
+	for messages := json.NewDecoder(stream); ; {
+		message.step, message.ErrorDetail = step{}, nil
+		err := messages.Decode(&message)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case message.ErrorDetail != nil:
+			return errors.New(message.ErrorDetail.Message)
+		case message.Status == "" || told[message.step]:
+			continue
+		}
+		told[message.step] = true
+		e.log.Debug("pull image", "image", ref, "layer", message.ID, "status", message.Status)
+		if said != nil {
+			said(strings.TrimPrefix(message.ID+": "+message.Status, ": "))
+		}
+	}
+}
+
+// explainPull tells apart what a registry's answer only hints at.
+func (e *engine) explainPull(ref string, err error) error {
+	doing := "pull image " + ref
+	byHand := fmt.Sprintf("docker login and docker pull %s on the node, then create the workspace again", ref)
+	answer := &providers.Error{Kind: providers.ErrImage, Cause: err}
+	text := strings.ToLower(err.Error())
+	has := func(hints ...string) bool {
+		for _, hint := range hints {
+			if strings.Contains(text, hint) {
+				return true
+			}
+		}
+		return false
+	}
+	switch reason, _ := e.unreachable(err); {
+	case errors.Is(err, context.DeadlineExceeded):
+		answer.Message = fmt.Sprintf("%s: it took longer than %v", doing, e.pullTimeout)
+		answer.Next = byHand
+	case errors.Is(err, context.Canceled), reason != "", has("no space left on device"):
+		return e.explain(doing, err)
+	case cerrdefs.IsNotFound(err), has("manifest unknown", "not found", "does not exist", "name unknown"):
+		answer.Message = fmt.Sprintf("image %s does not exist, or it is private", ref)
+		answer.Next = "check the name and tag; for a private image " + byHand
+	case has("unauthorized", "denied", "authentication required"):
+		answer.Message = fmt.Sprintf("%s: the registry refuses it without a login", doing)
+		answer.Next = byHand
+	case has("dial tcp", "no such host", "connection refused", "timeout", "i/o timeout", "tls:", "network is unreachable", "eof"):
+		answer.Message = fmt.Sprintf("%s: the registry cannot be reached from the node: %v", doing, err)
+		answer.Next = fmt.Sprintf("check the node's network and proxy settings for docker, or load the image by hand: docker save %s | ssh NODE docker load", ref)
+	default:
+		answer.Message = fmt.Sprintf("%s: %v", doing, err)
+		answer.Next = byHand
+	}
+	return answer
+}
