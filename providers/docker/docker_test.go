@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
@@ -44,10 +45,16 @@ func stateDir(t *testing.T) string {
 	return dir
 }
 
-func TestContract(t *testing.T) {
+func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
+
+// harness joins the suite, on an engine that other tests use too.
+func harness(t *testing.T) providertest.Harness {
+	t.Helper()
 	testbed.Wants(t, "docker")
 	state, e := stateDir(t), engine(t)
-	providertest.Run(t, providertest.Harness{
+	return providertest.Harness{
 		New: func(t *testing.T, server string) providers.Provider {
 			p, err := docker.New(docker.Options{
 				ServerID:     server,
@@ -89,6 +96,34 @@ func TestContract(t *testing.T) {
 			}
 			return left
 		},
+		Objects: func(t *testing.T) []string {
+			containers, err := e.ContainerList(context.Background(), container.ListOptions{All: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			volumes, err := e.VolumeList(context.Background(), volume.ListOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			images, err := e.ImageList(context.Background(), image.ListOptions{All: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all, err := filepath.Glob(filepath.Join(state, "*", "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range containers {
+				all = append(all, "container "+c.ID+strings.Join(c.Names, ""))
+			}
+			for _, v := range volumes.Volumes {
+				all = append(all, "volume "+v.Name)
+			}
+			for _, i := range images {
+				all = append(all, "image "+i.ID)
+			}
+			return all
+		},
 		Kill: func(t *testing.T, p providers.Provider, workspace string) {
 			i, err := p.Inspect(t.Context(), workspace)
 			if err != nil {
@@ -109,5 +144,5 @@ func TestContract(t *testing.T) {
 		LimitsMemory:  true,
 		LimitsCPU:     true,
 		Networks:      true,
-	})
+	}
 }

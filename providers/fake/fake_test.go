@@ -69,32 +69,44 @@ func freeze(home fake.Home, halted bool) {
 	}
 }
 
-func TestContract(t *testing.T) {
+// harness joins the suite.
+func harness(t *testing.T) providertest.Harness {
+	t.Helper()
 	dir := t.TempDir()
 	machine := fake.NewMachine(dir, realGuest(t))
 	t.Cleanup(machine.Close)
 	machine.SetFreezer(freeze)
 	machine.SetImages("base")
-	providertest.Run(t, providertest.Harness{
+	return providertest.Harness{
 		New: func(_ *testing.T, server string) providers.Provider {
 			return fake.New(fake.Options{ServerID: server, Machine: machine})
 		},
 		Leftovers: func(t *testing.T, workspace string) []string {
 			left := []string{}
 			for _, pattern := range []string{workspace, ".snapshots/" + workspace, ".fork-" + workspace} {
-				found, err := filepath.Glob(filepath.Join(dir, pattern))
-				if err != nil {
-					t.Fatal(err)
-				}
-				left = append(left, found...)
+				left = append(left, glob(t, filepath.Join(dir, pattern))...)
 			}
 			return left
 		},
+		Objects:      func(t *testing.T) []string { return glob(t, filepath.Join(dir, "*")) },
 		Kill:         func(_ *testing.T, _ providers.Provider, workspace string) { machine.Kill(workspace) },
 		Image:        "base",
 		MissingImage: "missing",
-	})
+	}
 }
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
 
 // idle is a guest that does nothing until it is told to end.
 func idle(ctx context.Context, _ fake.Home) { <-ctx.Done() }

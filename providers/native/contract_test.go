@@ -27,7 +27,13 @@ func realGuest(t *testing.T) string {
 	return testbed.Guest(t)
 }
 
-func TestContract(t *testing.T) {
+func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
+
+// harness joins the suite, on the machine's own system.
+func harness(t *testing.T) providertest.Harness {
+	t.Helper()
 	usable(t)
 	state, err := os.MkdirTemp("", "v")
 	if err != nil {
@@ -44,7 +50,7 @@ func TestContract(t *testing.T) {
 		t.Fatal(err)
 	}
 	guest := realGuest(t)
-	providertest.Run(t, providertest.Harness{
+	return providertest.Harness{
 		New: func(_ *testing.T, server string) providers.Provider {
 			return New(Options{
 				ServerID: server, StateDir: filepath.Join(state, server),
@@ -65,6 +71,17 @@ func TestContract(t *testing.T) {
 			}
 			return left
 		},
+		Objects: func(t *testing.T) []string {
+			var folders []string
+			for _, pattern := range []string{"*/*", "*/*/*"} {
+				found, err := filepath.Glob(filepath.Join(state, pattern))
+				if err != nil {
+					t.Fatal(err)
+				}
+				folders = append(folders, found...)
+			}
+			return folders
+		},
 		Kill: func(t *testing.T, p providers.Provider, workspace string) {
 			last, err := p.(*Provider).run(workspace)
 			if err != nil {
@@ -80,5 +97,5 @@ func TestContract(t *testing.T) {
 		LimitsMemory: thisMachine().limits()["memory"],
 		LimitsCPU:    thisMachine().limits()["cpu"],
 		Networks:     true,
-	})
+	}
 }

@@ -26,6 +26,10 @@ type Harness struct {
 	// Leftovers names all that is on the machine of a workspace: instances,
 	// volumes, folders, mounts. After Destroy with the volume it must be nothing.
 	Leftovers func(t *testing.T, workspace string) []string
+	// Objects names all that the driver has on this machine, of whatever workspace
+	// and server, where RunCycles cannot see it by itself: folders, containers,
+	// volumes, images. Nil for a driver that has no such thing.
+	Objects func(t *testing.T) []string
 	// Kill ends an instance behind the provider's back. Nil leaves that test out.
 	Kill func(t *testing.T, p providers.Provider, workspace string)
 
@@ -248,13 +252,21 @@ func next(err error) string {
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
+	if !settle(done) {
+		t.Fatalf("%s: not within %v", what, patience)
+	}
+}
+
+// settle waits for a condition and says whether it came.
+func settle(done func() bool) bool {
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.Now().Add(patience); !done(); <-again.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v", what, patience)
+			return false
 		}
 	}
+	return true
 }
 
 func random(t *testing.T) string {
