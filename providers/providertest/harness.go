@@ -95,6 +95,7 @@ func Run(t *testing.T, h Harness) {
 		{"BadSpecs", testBadSpecs, true},
 		{"MissingImage", testMissingImage, h.MissingImage != ""},
 		{"NoImages", testNoImages, h.Image == "" && h.MissingImage == ""},
+		{"Digest", testDigest, h.Image != ""},
 		{"ImageEnvironment", testImageEnvironment, h.ImageVariable != ""},
 		{"ImageUser", testImageUser, h.UserImage != ""},
 		{"Isolation", testIsolation, h.Isolated},

@@ -393,6 +393,43 @@ func testMissingImage(t *testing.T, b *bench) {
 	}
 }
 
+// testDigest looks that an image stays what it was when a workspace was made.
+func testDigest(t *testing.T, b *bench) {
+	workspace := b.workspace(t)
+	made := b.create(t, b.spec(workspace))
+	if made.Digest == "" {
+		t.Fatalf("created %+v, which does not tell what %s meant", made, b.Image)
+	}
+	if seen := b.inspect(t, workspace); seen.Digest != made.Digest {
+		t.Errorf("inspected %+v, created %+v", seen, made)
+	}
+	if err := b.p.Destroy(b.ctx, workspace, false); err != nil {
+		t.Fatalf("destroy: %v", err)
+	}
+	unknown := b.spec(b.workspace(t))
+	unknown.Digest = "sha256:" + strings.Repeat("0", 64)
+	_, err := b.p.Create(b.ctx, unknown)
+	wantKind(t, "create from a digest that nothing has", err, providers.ErrImage)
+	if ids := b.list(t); len(ids) != 0 {
+		t.Errorf("list %q", ids)
+	}
+	spec := b.spec(workspace)
+	spec.Digest = made.Digest
+	if b.UserImage != "" {
+		spec.Image = b.UserImage // as if the reference had come to mean that
+	}
+	again := b.create(t, spec)
+	if again.Digest != made.Digest {
+		t.Errorf("created again %+v, before %+v", again, made)
+	}
+	if b.Isolated && b.UserImage != "" {
+		b.start(t, workspace)
+		if got := strings.TrimSpace(b.connect(t, workspace).script(t, "id -u")); got == b.UserImageUID {
+			t.Error("the reference counted and not the digest")
+		}
+	}
+}
+
 func testNoImages(t *testing.T, b *bench) {
 	spec := b.spec(b.workspace(t))
 	spec.Image = "debian:12"
