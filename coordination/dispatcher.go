@@ -140,7 +140,7 @@ func applyRequest(op store.Operation, ws store.Workspace) *nodeagentv1.ApplyRequ
 	return &nodeagentv1.ApplyRequest{
 		OperationId:   op.ID,
 		WorkspaceId:   ws.ID,
-		WorkspaceName: ws.Name,
+		WorkspaceName: nameOnNode(ws),
 		Generation:    op.Generation,
 		Spec:          ws.Spec,
 		Desired:       ws.Desired,
@@ -224,6 +224,9 @@ func (s *Server) recordOutcome(ctx context.Context, l *link, op store.Operation,
 	}
 	s.waiters.wake(op.ID)
 	s.waiters.wake(workspaceKey(ws.ID))
+	if ws.Spare {
+		s.spareEnded(op, ws, out.failure)
+	}
 	if out.failure != nil {
 		l.log.WarnContext(ctx, "operation failed", "operation", op.ID, "verb", op.Verb, "workspace", ws.Name, "error", fmt.Sprint(out.failure))
 		return

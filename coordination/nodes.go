@@ -288,9 +288,13 @@ func (s *Server) nodeView(tx store.Tx, n store.Node) (*vendettav1.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	spares, err := s.sparesView(tx, n, list)
+	if err != nil {
+		return nil, err
+	}
 	v := &vendettav1.Node{
 		Id: n.ID, Name: n.Name, State: n.State, Message: n.Message, Address: n.Address, Labels: n.Labels,
-		Draining: n.Draining, Report: n.Report, CreatedAt: timestamppb.New(n.CreatedAt), Workspaces: int32(len(list)),
+		Draining: n.Draining, Report: n.Report, CreatedAt: timestamppb.New(n.CreatedAt), Workspaces: int32(len(withoutSpares(list))), Spares: spares,
 	}
 	link := s.linkTo(n.ID).view()
 	if link.report != nil {
@@ -362,10 +366,14 @@ func (s *Server) LabelNode(ctx context.Context, req *vendettav1.LabelNodeRequest
 
 // DrainNode implements vendettav1connect.NodeServiceHandler.
 func (s *Server) DrainNode(ctx context.Context, req *vendettav1.DrainNodeRequest) (*vendettav1.Node, error) {
-	return s.editNode(ctx, req.GetName(), "drain node", func(n *store.Node) error {
+	n, err := s.editNode(ctx, req.GetName(), "drain node", func(n *store.Node) error {
 		n.Draining = req.GetDrain()
 		return nil
 	})
+	if err == nil {
+		s.reconcileSoon() // its spares go, or come back
+	}
+	return n, err
 }
 
 func (s *Server) editNode(ctx context.Context, name, what string, edit func(*store.Node) error) (*vendettav1.Node, error) {
@@ -404,6 +412,9 @@ func (s *Server) RemoveNode(ctx context.Context, req *vendettav1.RemoveNodeReque
 	}
 	defer release()
 
+	if err := s.dismissSpares(ctx, req.GetName()); err != nil {
+		return nil, err
+	}
 	before, abandoned, err := s.leavingNode(ctx, req.GetName(), req.GetForce())
 	if err != nil {
 		return nil, err
@@ -417,9 +428,16 @@ func (s *Server) RemoveNode(ctx context.Context, req *vendettav1.RemoveNodeReque
 	if err := s.forgetNode(context.WithoutCancel(ctx), before.ID, abandoned); err != nil {
 		return nil, err
 	}
+	spares := len(abandoned)
+	abandoned = withoutSpares(abandoned)
+	spares -= len(abandoned)
 	if names := workspaceNames(abandoned); names != "" {
 		message = strings.TrimPrefix(message+"; instances of "+names+" stay there", "; ")
 	}
+	if spares > 0 && message != "" { // else the agent has left, which has none then
+		message = fmt.Sprintf("%s; %d %s there", message, spares, plural(spares, "spare")+" may stay")
+	}
+	s.spareMemory.forget(before.ID)
 	return &vendettav1.RemoveNodeResponse{Message: message}, nil
 }
 
@@ -440,7 +458,9 @@ func (s *Server) leavingNode(ctx context.Context, name string, force bool) (befo
 		lost := !s.linkTo(n.ID).view().up
 		var staying []store.Workspace
 		for _, ws := range list {
-			if force && lost && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_REMOVED {
+			// What lost nodes have of spares goes with them; a node whose agent can be
+			// asked has none left, or refuses to go.
+			if ws.Spare || force && lost && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_REMOVED {
 				abandoned = append(abandoned, ws)
 				continue
 			}

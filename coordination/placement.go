@@ -28,6 +28,17 @@ type candidate struct {
 	// down says why the node takes nothing now; nil when it is up.
 	down   error
 	report *vendettav1.NodeReport
+	// spares are those that run there.
+	spares []store.Workspace
+}
+
+// hasSpare tells whether the node has a spare for this spec on this provider.
+func (c candidate) hasSpare(provider string, spec *vendettav1.WorkspaceSpec) bool {
+	want := kindOf(spec)
+	want.provider = provider
+	return plainSpec(spec) && slices.ContainsFunc(c.spares, func(ws store.Workspace) bool {
+		return ready(ws) && kindOf(ws.Spec) == want
+	})
 }
 
 // placed is the choice of a node and a provider.
@@ -40,8 +51,8 @@ type placed struct {
 }
 
 // choosePlace finds where a workspace goes: the node that was named, else the
-// only one, else the one that is up, not draining, has the provider, and has
-// the most free memory. Candidates come in the order of their names.
+// only one, else the one that is up, not draining, has the provider, and has a
+// spare for it or else the most free memory. Candidates come in the order of their names.
 func choosePlace(nodes []candidate, wantNode string, spec *vendettav1.WorkspaceSpec) (placed, error) {
 	if len(nodes) == 0 {
 		if wantNode != "" {
@@ -95,7 +106,7 @@ func placeAmong(nodes []candidate, spec *vendettav1.WorkspaceSpec) (placed, erro
 	var refused []string
 	for _, provider := range providers {
 		var best *candidate
-		fit := 0
+		bestSpare, fit := false, 0
 		refused = refused[:0]
 		for i := range nodes {
 			c := &nodes[i]
@@ -104,15 +115,19 @@ func placeAmong(nodes []candidate, spec *vendettav1.WorkspaceSpec) (placed, erro
 				continue
 			}
 			fit++
-			if best == nil || freeMemory(*c) > freeMemory(*best) {
-				best = c
+			switch spare := c.hasSpare(provider, spec); {
+			case best == nil, spare && !bestSpare, spare == bestSpare && freeMemory(*c) > freeMemory(*best):
+				best, bestSpare = c, spare
 			}
 		}
 		if best == nil {
 			continue
 		}
-		note := fmt.Sprintf("node %s (most free memory, %.1f GiB, of %d ready with %s)", best.name,
-			float64(freeMemory(*best))/(1<<30), fit, provider)
+		note := fmt.Sprintf("node %s (it has a spare, of %d ready with %s)", best.name, fit, provider)
+		if !bestSpare {
+			note = fmt.Sprintf("node %s (most free memory, %.1f GiB, of %d ready with %s)", best.name,
+				float64(freeMemory(*best))/(1<<30), fit, provider)
+		}
 		if spec.GetProvider() == "" {
 			note = joinNotes(note, "provider "+provider)
 		}
@@ -192,9 +207,20 @@ func drainingNode(name string) *api.Error {
 // whose links are still being made.
 func (s *Server) place(ctx context.Context, wantNode string, spec *vendettav1.WorkspaceSpec) (placed, error) {
 	var nodes []store.Node
+	spares := map[string][]store.Workspace{}
 	if err := s.store.View(ctx, func(tx store.Tx) (err error) {
-		nodes, err = tx.Nodes()
-		return err
+		if nodes, err = tx.Nodes(); err != nil {
+			return err
+		}
+		for _, n := range nodes {
+			if len(n.Spares) == 0 {
+				continue
+			}
+			if spares[n.ID], err = tx.Workspaces(n.ID); err != nil {
+				return err
+			}
+		}
+		return nil
 	}); err != nil {
 		return placed{}, s.storeError(ctx, "create workspace", err)
 	}
@@ -205,7 +231,7 @@ func (s *Server) place(ctx context.Context, wantNode string, spec *vendettav1.Wo
 		if n.State == vendettav1.NodeState_NODE_STATE_REMOVED {
 			continue
 		}
-		c := candidate{id: n.ID, name: n.Name, draining: n.Draining}
+		c := candidate{id: n.ID, name: n.Name, draining: n.Draining, spares: spares[n.ID]}
 		if l := s.linkTo(n.ID); l != nil && (wantNode == "" || wantNode == n.Name) {
 			c.down = l.await(ctx)
 			c.report = l.view().report

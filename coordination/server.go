@@ -66,7 +66,8 @@ type Server struct {
 	epoch   string
 	started time.Time
 
-	waiters waiters
+	waiters     waiters
+	spareMemory spareMemory
 
 	running chan struct{} // closed when Run has loaded what the store holds
 	kick    chan struct{} // asks for a reconciliation of every node
@@ -182,14 +183,21 @@ func (s *Server) Run(ctx context.Context) error {
 
 	tick := time.NewTicker(reconcileInterval)
 	defer tick.Stop()
+	again := time.NewTimer(reconcileInterval)
+	again.Stop() // nothing is known yet that needs to be looked at again
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-again.C:
 		case <-s.kick:
 		}
 		s.reconcile(ctx)
+		if d := s.lookAfterSpares(ctx); d > 0 {
+			again.Reset(d)
+		}
 	}
 }
 

@@ -37,7 +37,7 @@ func (s *Server) ServerStatus(ctx context.Context, req *vendettav1.ServerStatusR
 			return err
 		}
 		workspaces, err := tx.Workspaces("")
-		resp.Nodes, resp.Workspaces = int32(len(nodes)), int32(len(workspaces))
+		resp.Nodes, resp.Workspaces = int32(len(nodes)), int32(len(withoutSpares(workspaces)))
 		return err
 	})
 	if err != nil {

@@ -71,7 +71,11 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 		ID: wsID, Name: req.GetName(), NodeID: choice.nodeID, Spec: spec,
 		State: vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING, CreatedAt: now, UpdatedAt: now,
 	}
-	c := change{verb: verbCreate, desired: vendettav1.DesiredState_DESIRED_STATE_RUNNING, principal: who, key: req.GetIdempotencyKey()}
+	c := change{
+		verb: verbCreate, desired: vendettav1.DesiredState_DESIRED_STATE_RUNNING, principal: who, key: req.GetIdempotencyKey(),
+		state: vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING,
+	}
+	spared := false
 	op, superseded, err := s.accept(ctx, c, func(tx store.Tx) (store.Workspace, bool, error) {
 		n, err := tx.Node(choice.nodeID)
 		switch {
@@ -82,7 +86,14 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 		case n.Draining:
 			return ws, false, drainingNode(n.Name)
 		}
-		return ws, true, nil
+		spare, found, err := s.claim(tx, n.ID, spec)
+		if err != nil || !found {
+			return ws, true, err
+		}
+		spared = true
+		spec.ImageDigest = spare.Spec.GetImageDigest()
+		spare.Name, spare.Spare, spare.Spec, spare.CreatedAt = ws.Name, false, spec, now
+		return spare, false, nil
 	}, &ws)
 	if errors.Is(err, store.ErrExists) { // another caller was quicker
 		resp, err := s.existing(ctx, who, req)
@@ -96,6 +107,10 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 		return nil, s.storeError(ctx, "create workspace", err)
 	}
 	s.dispatch(op, superseded)
+	if spared {
+		choice.note = joinNotes(choice.note, "from a spare")
+		s.reconcileSoon() // another one is to take its place
+	}
 	return &vendettav1.ChangeResponse{Workspace: s.workspaceView(ws, choice.node), Operation: operationView(op), Note: choice.note}, nil
 }
 
@@ -425,7 +440,6 @@ func (s *Server) renewRemoval(ctx context.Context, workspaceID, failed string) e
 		verb: verbRemove, desired: vendettav1.DesiredState_DESIRED_STATE_REMOVED,
 		state: vendettav1.WorkspaceState_WORKSPACE_STATE_REMOVING, principal: serverPrincipal,
 	}
-	errOvertaken := errors.New("overtaken")
 	var ws store.Workspace
 	op, superseded, err := s.accept(ctx, c, func(tx store.Tx) (store.Workspace, bool, error) {
 		now, err := tx.Workspace(workspaceID)
@@ -449,6 +463,9 @@ func (s *Server) workspace(ctx context.Context, name string) (ws store.Workspace
 	err = s.store.View(ctx, func(tx store.Tx) error {
 		if ws, err = tx.WorkspaceByName(name); err != nil {
 			return err
+		}
+		if ws.Spare {
+			return store.ErrNotFound
 		}
 		if op, err = tx.Operation(ws.OperationID); err != nil {
 			return err
@@ -500,7 +517,7 @@ func (s *Server) ListWorkspaces(ctx context.Context, req *vendettav1.ListWorkspa
 			return noNode(req.GetNode())
 		}
 		list, err := tx.Workspaces(only)
-		for _, ws := range list {
+		for _, ws := range withoutSpares(list) {
 			resp.Workspaces = append(resp.Workspaces, s.workspaceView(ws, names[ws.NodeID]))
 		}
 		return err

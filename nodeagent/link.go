@@ -25,13 +25,13 @@ const helloLimit = 64 << 10
 // was lost. It is an http.RoundTripper: requests that come while there is no
 // connection wait for the next one, for a while.
 type link struct {
-	name    string
 	connect func(context.Context) (net.Conn, error)
 	changed func()
 	log     *slog.Logger
 	timing  timing
 
 	mu     sync.Mutex
+	name   string
 	cancel context.CancelFunc
 	ended  chan struct{}
 	conn   *http.ClientConn
@@ -42,6 +42,19 @@ type link struct {
 
 func newLink(name string, connect func(context.Context) (net.Conn, error), changed func(), log *slog.Logger, t timing) *link {
 	return &link{name: name, connect: connect, changed: changed, log: log, timing: t, found: make(chan struct{})}
+}
+
+// rename makes what is said of the workspace from now on call it by this name.
+func (l *link) rename(name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.name = name
+}
+
+func (l *link) called() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.name
 }
 
 // start keeps the link up until stop or the end of ctx. spawn runs the loop;
@@ -101,7 +114,7 @@ func (l *link) run(ctx context.Context) {
 			l.mu.Lock()
 			l.lastErr = err
 			l.mu.Unlock()
-			l.log.Debug("guest link not made", "workspace", l.name, "error", err, "attempt", failures)
+			l.log.Debug("guest link not made", "workspace", l.called(), "error", err, "attempt", failures)
 		}
 		wait(ctx, backoff(failures, l.timing.linkRetry, l.timing.linkRetryMax))
 	}
@@ -137,10 +150,10 @@ func (l *link) once(ctx context.Context) error {
 		}
 	})
 	l.set(conn)
-	l.log.Info("guest link made", "workspace", l.name)
+	l.log.Info("guest link made", "workspace", l.called())
 	select {
 	case <-lost:
-		l.log.Info("guest link lost", "workspace", l.name, "error", conn.Err())
+		l.log.Info("guest link lost", "workspace", l.called(), "error", conn.Err())
 	case <-ctx.Done():
 	}
 	l.set(nil)
@@ -176,7 +189,7 @@ func (l *link) hello(ctx context.Context, conn *http.ClientConn) error {
 		return api.From(err)
 	}
 	_, err = api.Negotiate(hello.GetProtocol(), hello.GetProtocol(),
-		fmt.Sprintf("vendetta workspace down %s, then vendetta workspace up %s: the new instance gets the node's guest", l.name, l.name))
+		fmt.Sprintf("vendetta workspace down %[1]s, then vendetta workspace up %[1]s: the new instance gets the node's guest", l.called()))
 	return err
 }
 

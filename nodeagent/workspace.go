@@ -157,6 +157,9 @@ func (w *workspace) accept(r *nodeagentv1.ApplyRequest) (*operation, error) {
 		w.server.agent.log.Warn("the disk is full; the removal goes on without being written down", "error", err)
 	}
 	w.record = next
+	if w.links != nil {
+		w.links.rename(r.GetWorkspaceName()) // a spare has become somebody's
+	}
 	if w.op != nil {
 		w.op.end(nil, api.Errorf(api.Conflict, "apply operation %s to workspace %s: operation %s took its place",
 			w.op.request.GetOperationId(), r.GetWorkspaceName(), r.GetOperationId()))

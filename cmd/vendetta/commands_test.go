@@ -18,7 +18,7 @@ import (
 // everyCommand is a valid line of each command that asks the server.
 var everyCommand = []string{
 	"node list", "node status build1", "node test build1", "node logs build1", "node label build1 a=b", "node drain build1",
-	"node undrain build1", "node rm build1", "node add two --local", "node add two dev@192.0.2.9", "workspace list", "workspace status w",
+	"node undrain build1", "node spares build1 --provider docker --count 1", "node rm build1", "node add two --local", "node add two dev@192.0.2.9", "workspace list", "workspace status w",
 	"workspace create w2", "workspace up w", "workspace stop w", "workspace down w", "workspace rm w", "workspace exec w -- echo",
 	"workspace exec -d w -- echo", "workspace cp go.mod w:x", "workspace cp w:x .", "workspace ps w", "workspace logs w p", "workspace kill w p",
 	"image list", "image pull debian:12", "image import -", "image prune", "server start", "mcp",

@@ -128,6 +128,7 @@ type fakeNodes struct {
 	label  *vendettav1.LabelNodeRequest
 	drain  *vendettav1.DrainNodeRequest
 	remove *vendettav1.RemoveNodeRequest
+	spares *vendettav1.SetSparesRequest
 	checks []*vendettav1.NodeCheck
 }
 
@@ -191,6 +192,11 @@ func (f *fakeNodes) LabelNode(_ context.Context, r *vendettav1.LabelNodeRequest)
 func (f *fakeNodes) DrainNode(_ context.Context, r *vendettav1.DrainNodeRequest) (*vendettav1.Node, error) {
 	f.drain = r
 	return f.find(r.GetName())
+}
+
+func (f *fakeNodes) SetSpares(_ context.Context, r *vendettav1.SetSparesRequest) (*vendettav1.Node, error) {
+	f.spares = r
+	return f.find(r.GetNode())
 }
 
 func (f *fakeNodes) RemoveNode(_ context.Context, r *vendettav1.RemoveNodeRequest) (*vendettav1.RemoveNodeResponse, error) {

@@ -24,7 +24,7 @@ import (
 func newNode(a *app) *cobra.Command {
 	return group("node", "Machines that host workspaces",
 		newNodeAdd(a, runNodeAdd), newNodeList(a), newNodeStatus(a), newNodeTest(a), newNodeLogs(a),
-		newNodeLabel(a), newNodeDrain(a, true), newNodeDrain(a, false), newNodeRemove(a))
+		newNodeLabel(a), newNodeDrain(a, true), newNodeDrain(a, false), newNodeSpares(a), newNodeRemove(a))
 }
 
 type nodeAddOptions struct {
@@ -324,6 +324,7 @@ func nodeTable(n *vendettav1.Node) table {
 		[]string{"workspaces", strconv.Itoa(int(n.GetWorkspaces()))},
 		[]string{"heartbeat", age(time.Now(), n.GetLastHeartbeat())},
 	)
+	rows = append(rows, spareRows(n.GetSpares())...)
 	for _, key := range slices.Sorted(maps.Keys(n.GetLabels())) {
 		rows = append(rows, []string{"label", key + "=" + n.GetLabels()[key]})
 	}

@@ -56,7 +56,8 @@ func newWorkspaceCreate(a *app, runF func(context.Context, *app, createOptions) 
 		Use:   "create NAME",
 		Short: "Create a workspace and start it",
 		Long: `Creates a workspace, starts it and answers when it runs. Without --node the only
-node is taken, else the ready one with the provider and the most free memory.
+node is taken, else the ready one with the provider and a spare for it, or the
+most free memory. A spare that fits is taken and said (vendetta node spares).
 Without --provider it is docker where that is usable, else native. With --from a
 git repository's commits and its changed and untracked, not ignored, files are
 brought to /workspace. Repeating the same create is harmless and finishes one
