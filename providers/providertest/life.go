@@ -247,7 +247,8 @@ func testStartAgain(t *testing.T, b *bench) {
 
 func testKilled(t *testing.T, b *bench) {
 	workspace := b.workspace(t)
-	b.up(t, b.spec(workspace)).script(t, "echo one > kept")
+	// A virtual machine that is killed has lost its power.
+	b.up(t, b.spec(workspace)).script(t, "echo one > kept; sync")
 	b.Kill(t, b.p, workspace)
 	eventually(t, "notice the death", func() bool { return b.inspect(t, workspace).State == providers.StateStopped })
 	if b.inspect(t, workspace).Message == "" {

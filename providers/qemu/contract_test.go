@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -27,13 +28,7 @@ func TestContract(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	images := newFolderImages(state)
-	root := filepath.Join(state, "tree")
-	if err := busyboxTree(root); err != nil {
-		t.Fatal(err)
-	}
-	images.trees["box"] = image.Image{Ref: "box", Digest: "box", Root: root, Env: []string{"TEST_IMAGE=box"}}
-	images.trees["dev"] = image.Image{Ref: "dev", Digest: "dev", Root: root, User: "dev"}
+	images := image.New(image.Options{Dir: filepath.Join(state, "images")})
 	guest, kernel := testbed.Guest(t), testbed.Kernel(t)
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("V") != "" {
@@ -68,7 +63,8 @@ func TestContract(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		Image: "box", MissingImage: "nobody", ImageVariable: "TEST_IMAGE", UserImage: "dev", UserImageUID: "1000",
+		Image: testbed.RegistryImage(t), MissingImage: "127.0.0.1:1/nobody:1", ImageVariable: testbed.ImageVariable,
+		UserImage: testbed.RegistryUserImage(t), UserImageUID: strconv.Itoa(testbed.ImageUserID),
 		Isolated: true, LimitsPIDs: true, LimitsMemory: true, Networks: true,
 	})
 }

@@ -320,19 +320,19 @@ func (p *Provider) freeID(ws string) (uint32, error) {
 			used[v.UID] = true
 		}
 	}
-	base, slots := host.IDs()
+	pool, _ := host.RootIDs() // QEMU needs no user namespace
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(Name + "/" + p.server + "/" + ws)) // never fails
-	first := h.Sum32() % slots
-	for i := range slots {
-		uid := base + (first+i)%slots*host.IDsPerInstance + idInRange
+	first := h.Sum32() % pool.Slots
+	for i := range pool.Slots {
+		uid := pool.Base + (first+i)%pool.Slots*host.IDsPerInstance + idInRange
 		if !used[uid] {
 			return uid, nil
 		}
 	}
 	return 0, &providers.Error{
 		Kind:    providers.ErrExhausted,
-		Message: fmt.Sprintf("create qemu workspace %s: all %d ranges of user ids are in use", ws, slots),
+		Message: fmt.Sprintf("create qemu workspace %s: all %d ranges of user ids are in use", ws, pool.Slots),
 		Next:    "give root a larger range in /etc/subuid, or remove workspaces",
 	}
 }

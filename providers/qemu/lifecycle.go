@@ -20,6 +20,8 @@ import (
 )
 
 const (
+	// flushWait is how long a machine may take to write what it has in memory.
+	flushWait = 10 * time.Second
 	// quitWait is how long a QEMU that was told to end may write what it holds.
 	quitWait = 5 * time.Second
 	// killWait is how long a killed one may take to be gone.
@@ -68,26 +70,48 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 			return failed("stop", ws, err)
 		}
 	}
+	if err := p.flush(ctx, ws, last); err != nil {
+		return failed("stop", ws, err)
+	}
 	return failed("stop", ws, p.end(ctx, ws, last))
 }
 
 // powerDown asks the machine to end and waits for that, at most for grace. A
 // machine that cannot be asked is not waited for.
 func (p *Provider) powerDown(ctx context.Context, ws string, r record, last run, grace time.Duration) error {
+	return p.ask(ctx, ws, last, grace, func(ctx context.Context) (io.Closer, error) {
+		if r.Disk {
+			return nil, p.command(ctx, ws, "system_powerdown", nil, nil)
+		}
+		return p.say(ctx, ws, "stop\n")
+	})
+}
+
+// flush has a machine that is about to be killed write what it has in memory:
+// files of the volume are kept, and its kernel may have them yet.
+func (p *Provider) flush(ctx context.Context, ws string, last run) error {
+	if !last.Alive() {
+		return nil
+	}
+	return p.ask(ctx, ws, last, flushWait, func(ctx context.Context) (io.Closer, error) { return p.say(ctx, ws, "off\n") })
+}
+
+// ask has a machine end itself and waits for that, at most for grace. What asking
+// returns is closed after that.
+func (p *Provider) ask(ctx context.Context, ws string, last run, grace time.Duration, asking func(context.Context) (io.Closer, error)) error {
 	limited, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	s, err := p.status(limited, ws)
-	if err == nil && s == "paused" {
+	if err == nil && stateOf(s) == providers.StateStopped {
+		return nil
+	}
+	if err == nil && stateOf(s) == providers.StatePaused {
 		err = p.command(limited, ws, "cont", nil, nil)
 	}
-	if err == nil && stateOf(s) != providers.StateStopped {
-		if r.Disk {
-			err = p.command(limited, ws, "system_powerdown", nil, nil)
-		} else {
-			var control io.Closer
-			if control, err = p.say(limited, ws, "stop\n"); err == nil {
-				defer func() { _ = control.Close() }()
-			}
+	if err == nil {
+		var asked io.Closer
+		if asked, err = asking(limited); asked != nil {
+			defer func() { _ = asked.Close() }()
 		}
 	}
 	if err == nil {
@@ -160,6 +184,11 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 		last, err := p.run(ws)
 		if err != nil && !host.Spoilt(err) {
 			return failed("destroy", ws, err)
+		}
+		if !removeVolume {
+			if err := p.flush(ctx, ws, last); err != nil {
+				return failed("destroy", ws, err)
+			}
 		}
 		if err := p.end(ctx, ws, last); err != nil {
 			return failed("destroy", ws, err)

@@ -135,8 +135,10 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record, incoming *os.
 
 func groupName(ws string) string { return "qemu-" + ws }
 
-func limitsOf(r providers.Resources) host.Limits {
-	return host.Limits{CPUs: r.CPUs, MemoryBytes: r.MemoryBytes + translationMiB<<20 + overheadBytes, PIDs: threadsMost}
+// limitsOf are the limits of the QEMU process: the machine's, and what it takes
+// to run one.
+func limitsOf(r providers.Resources) providers.Resources {
+	return providers.Resources{CPUs: r.CPUs, MemoryBytes: r.MemoryBytes + translationMiB<<20 + overheadBytes, PIDs: threadsMost}
 }
 
 // credential is whom QEMU runs as; nil is the agent's own user. A group goes with

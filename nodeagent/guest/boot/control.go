@@ -18,6 +18,8 @@ import (
 const (
 	// wordStop asks the machine to end.
 	wordStop = "stop"
+	// wordOff switches it off, with what its processes wrote on the disks.
+	wordOff = "off"
 	// wordClock and a number set the wall clock, in nanoseconds since 1970: a
 	// machine that was halted, or that goes on from a snapshot, has lost time.
 	wordClock = "clock"
@@ -37,21 +39,30 @@ func eachLine(r io.Reader, heard func(string)) {
 // Obey does what the provider says on the control port until ctx ends; stop is
 // called when the machine is to end.
 func Obey(ctx context.Context, stop func(), log *slog.Logger) {
-	err := thisMachine.listen(ctx, func(line string) { obey(line, stop, setClock, log) })
+	do := deeds{stop: stop, off: func() { Off(log) }, clock: setClock}
+	err := thisMachine.listen(ctx, func(line string) { do.obey(line, log) })
 	if ctx.Err() == nil {
 		log.Error("the control port is lost", "error", err)
 	}
 }
 
-func obey(line string, stop func(), clock func(time.Time) error, log *slog.Logger) {
+// deeds are what a machine does when told to.
+type deeds struct {
+	stop, off func()
+	clock     func(time.Time) error
+}
+
+func (d deeds) obey(line string, log *slog.Logger) {
 	word, rest, _ := strings.Cut(line, " ")
 	switch word {
 	case wordStop:
-		stop()
+		d.stop()
+	case wordOff:
+		d.off()
 	case wordClock:
 		ns, err := strconv.ParseInt(rest, 10, 64)
 		if err == nil {
-			err = clock(time.Unix(0, ns))
+			err = d.clock(time.Unix(0, ns))
 		}
 		if err != nil {
 			log.Warn("set the clock", "error", err)
