@@ -2,6 +2,7 @@ package providertest
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
@@ -375,13 +376,27 @@ func testBadSpecs(t *testing.T, b *bench) {
 	}
 }
 
+// malformed references are refused without asking a registry.
+var malformed = []string{"no such/../image", "-flag"}
+
+// wantNoImage fails unless err says that there is no such image, or that this is
+// no reference.
+func wantNoImage(t *testing.T, what, ref string, err error) {
+	t.Helper()
+	kind := providers.ErrImage
+	if slices.Contains(malformed, ref) && errors.Is(err, providers.ErrInvalid) {
+		kind = providers.ErrInvalid
+	}
+	wantKind(t, what, err, kind)
+}
+
 func testMissingImage(t *testing.T, b *bench) {
-	for _, ref := range []string{b.MissingImage, "no such/../image", "-flag"} {
+	for _, ref := range append(malformed, b.MissingImage) {
 		workspace := b.workspace(t)
 		spec := b.spec(workspace)
 		spec.Image = ref
 		_, err := b.p.Create(b.ctx, spec)
-		wantKind(t, "create from "+ref, err, providers.ErrImage)
+		wantNoImage(t, "create from "+ref, ref, err)
 		if err != nil && (next(err) == "" || !strings.Contains(err.Error(), ref)) {
 			t.Errorf("error does not name the image or a next step: %v%s", err, next(err))
 		}
