@@ -42,8 +42,7 @@ type Action struct {
 	NodeID      string
 	WorkspaceID string
 	OperationID string
-	// Again: the operation has ended before, and the node does not know it. What
-	// an operation does once is not in it then.
+	// Again: the operation has succeeded before, and the node has lost it since.
 	Again bool
 	// Reason is for the log.
 	Reason string
@@ -75,7 +74,7 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 				continue
 			}
 			a.Kind, a.Reason = ActionRemove, "the removal did not succeed"
-		case !settled(op, ws):
+		case op.State != vendettav1.OperationState_OPERATION_STATE_SUCCEEDED:
 			continue // it failed; the user decides what comes next
 		case !there && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_DOWN:
 			continue // nothing there is what down means
@@ -91,14 +90,6 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 	return actions
 }
 
-// settled tells whether what is desired is what should be now: the latest
-// operation succeeded, or failed and left the workspace as it was.
-func settled(op store.Operation, ws store.Workspace) bool {
-	return op.State == vendettav1.OperationState_OPERATION_STATE_SUCCEEDED ||
-		op.State == vendettav1.OperationState_OPERATION_STATE_FAILED && besides(op.Verb) &&
-			ws.State != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
-}
-
 // reconcile runs Reconcile on all nodes that are up and carries out what it decides.
 func (s *Server) reconcile(ctx context.Context) {
 	// In this order: an outcome is observed before it is stored, so what the store
@@ -108,7 +99,6 @@ func (s *Server) reconcile(ctx context.Context) {
 		s.log.ErrorContext(ctx, "reconcile", "error", err)
 		return
 	}
-	s.sweep(desired)
 	for _, a := range Reconcile(desired, s.observed(), s.now()) {
 		switch a.Kind {
 		case ActionApply:

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -19,6 +20,7 @@ import (
 type fakeImages struct {
 	vendettav1connect.UnimplementedImageServiceHandler
 
+	mu     sync.Mutex
 	images []*vendettav1.Image
 	node   string
 	pull   *vendettav1.PullImageRequest

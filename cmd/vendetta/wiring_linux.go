@@ -20,22 +20,14 @@ import (
 	"github.com/vendetta-dev/vendetta/providers/docker"
 	"github.com/vendetta-dev/vendetta/providers/image"
 	"github.com/vendetta-dev/vendetta/providers/native"
-	"github.com/vendetta-dev/vendetta/providers/qemu"
 )
 
-// kernelVariable names the kernel that virtual machines boot container images
-// with, instead of the newest that is found on the node.
-const kernelVariable = "VENDETTA_QEMU_KERNEL"
-
 // nodeProviders is the list of what a node can host workspaces with.
-func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Logger) func(serverID string) []providers.Provider {
+func nodeProviders(a *app, guest, self string, log *slog.Logger) func(serverID string) []providers.Provider {
 	return func(serverID string) []providers.Provider {
 		list := []providers.Provider{native.New(native.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "native", serverID),
 			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
-		}), qemu.New(qemu.Options{
-			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "qemu", serverID), GuestProgram: guest, Images: images,
-			Kernel: os.Getenv(kernelVariable), KernelDir: filepath.Join(a.agentDir(), "kernel"), Logger: log,
 		})}
 		engine, err := docker.New(docker.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "docker", serverID), GuestProgram: guest, Logger: log,
@@ -128,7 +120,7 @@ func runNodeAgent(ctx context.Context, a *app) error {
 	log := a.logger(a.err)
 	images := nodeImages(a, log)
 	agent, err := nodeagent.New(nodeagent.Options{
-		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, images, log), Version: api.Version, Logger: log,
+		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, log), Version: api.Version, Logger: log,
 		Images: nodeStores(images, log),
 	})
 	if err != nil {

@@ -28,6 +28,21 @@ var buildGuest = sync.OnceValues(func() (string, error) {
 	return buildStatic(guestPackage, cacheFolder())
 })
 
+// StandIn returns the path of a static program that a driver can run in the
+// guest's place, to which tests say shell scripts.
+func StandIn(t testing.TB) string {
+	t.Helper()
+	path, err := buildStandIn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var buildStandIn = sync.OnceValues(func() (string, error) {
+	return buildStatic("github.com/vendetta-dev/vendetta/evals/testbed/standin", cacheFolder())
+})
+
 func cacheFolder() string {
 	cache, err := os.UserCacheDir()
 	if err != nil { // no home

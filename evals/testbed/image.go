@@ -131,3 +131,27 @@ func busyboxTree(ctx context.Context) (io.Reader, error) {
 	errs = append(errs, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "usr/bin/env", Linkname: "/bin/busybox"}))
 	return &tree, errors.Join(append(errs, w.Close())...)
 }
+
+// Busybox unpacks the tree of BaseImage into dir, which it makes. It needs root.
+func Busybox(t testing.TB, dir string) {
+	t.Helper()
+	if err := unpackBusybox(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func unpackBusybox(ctx context.Context, dir string) error {
+	rootfs, err := busyboxTree(ctx)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	unpack := exec.CommandContext(ctx, "tar", "-C", dir, "-x", "--numeric-owner")
+	unpack.Stdin = rootfs
+	if said, err := unpack.CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack test image: %w: %s", err, said)
+	}
+	return nil
+}

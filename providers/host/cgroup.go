@@ -84,8 +84,8 @@ func Set(dir, file, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// RemoveGroups removes control groups, waits for the last process to leave, which takes the kernel a
-// moment after the guest's end.
+// RemoveGroups removes control groups, and waits for their last process to leave,
+// which takes the kernel a moment after its end.
 func RemoveGroups(ctx context.Context, dirs []string) error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -158,4 +158,13 @@ func field(dir, file, name string) (int64, bool) {
 		}
 	}
 	return 0, false
+}
+
+// Memory is the machine's, in bytes; 0 where the kernel does not tell.
+func Memory() int64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return int64(info.Totalram) * int64(info.Unit)
 }

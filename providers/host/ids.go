@@ -5,6 +5,7 @@ package host
 import (
 	"bufio"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"strconv"
 	"strings"
@@ -66,4 +67,28 @@ func covers(uidMap string, base, count uint32) bool {
 		}
 	}
 	return false
+}
+
+// Of returns the range that an id is of, by its first id; false when it is none
+// of the pool's.
+func (p IDs) Of(id uint32) (base uint32, ok bool) {
+	if id < p.Base || (id-p.Base)/IDsPerInstance >= p.Slots {
+		return 0, false
+	}
+	return id - (id-p.Base)%IDsPerInstance, true
+}
+
+// Pick returns a range that is not used; false when there is none. It begins where
+// key hashes to, so that those who do not know of each other's ranges hardly ever
+// pick the same.
+func (p IDs) Pick(key string, used map[uint32]bool) (base uint32, ok bool) {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(key)) // never fails
+	for i := range p.Slots {
+		base := p.Base + (h.Sum32()%p.Slots+i)%p.Slots*IDsPerInstance
+		if !used[base] {
+			return base, true
+		}
+	}
+	return 0, false
 }

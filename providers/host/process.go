@@ -130,3 +130,16 @@ func (p Process) Gone(ctx context.Context, within time.Duration) (bool, error) {
 	}
 	return true, nil
 }
+
+// Parent returns the process above one that is known to live.
+func Parent(pid int) (int, error) {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	f := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
+	if len(f) < 2 {
+		return 0, errStat
+	}
+	return strconv.Atoi(string(f[1]))
+}

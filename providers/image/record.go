@@ -1,7 +1,6 @@
 package image
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -111,13 +110,7 @@ func (s *Store) means(r reference) meaning {
 	return m
 }
 
-func (s *Store) setMeaning(ctx context.Context, r reference, m meaning) error {
-	// Not while somebody sweeps, who would take the new file for a dead process's.
-	unlock, err := lockStore(ctx, s.path(storeLock), false)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+func (s *Store) setMeaning(r reference, m meaning) error {
 	m.Ref = r.text
 	return writeJSON(s.path(refsDir, r.key(s.options.Platform)), s.path(tmpDir), m)
 }
