@@ -28,7 +28,7 @@ quickstart-down: build ## remove what quickstart made, and nothing else
 test: ## install what the tests need where that is allowed, and run them all
 	@evals/testbed/test.sh
 
-build: bin/bundle/linux-$(shell go env GOARCH) ## bin/vendetta and the programs for Linux nodes beside it
+build: bin/bundle/linux-$(shell go env GOARCH) lxc-helper ## bin/vendetta and the programs for Linux nodes beside it
 	$(GOBUILD) -o bin/ ./cmd/vendetta
 
 # The programs that are put on nodes; releases ship both architectures.
@@ -36,6 +36,17 @@ BUNDLES := bin/bundle/linux-amd64 bin/bundle/linux-arm64
 .PHONY: $(BUNDLES)
 $(BUNDLES): bin/bundle/linux-%:
 	GOOS=linux GOARCH=$* $(GOBUILD) -o $@/ ./cmd/vendetta ./cmd/vendetta-guest
+
+# The helper for LXC links this machine's liblxc, so it is built for no other kind.
+.PHONY: lxc-helper
+lxc-helper:
+	@if [ "$$(go env GOOS)" != linux ]; then exit 0; \
+	elif pkg-config --exists lxc 2>/dev/null; then \
+	  echo "bin/bundle/linux-$$(go env GOARCH)/vendetta-lxc"; \
+	  CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags lxc -ldflags '-s -w' -o bin/bundle/linux-$$(go env GOARCH)/ ./cmd/vendetta-lxc; \
+	else \
+	  echo "vendetta-lxc is left out: no LXC workspaces without it (sudo apt-get install lxc-dev pkg-config gcc libc6-dev)"; \
+	fi
 
 release-build: bin/bundle/linux-amd64 bin/bundle/linux-arm64 ## the CLI for every system, and the programs for every node
 	@for os in linux darwin windows; do for arch in amd64 arm64; do \

@@ -19,16 +19,21 @@ import (
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/docker"
 	"github.com/vendetta-dev/vendetta/providers/image"
+	"github.com/vendetta-dev/vendetta/providers/lxc"
 	"github.com/vendetta-dev/vendetta/providers/native"
 )
 
 // nodeProviders is the list of what a node can host workspaces with.
-func nodeProviders(a *app, guest, self string, log *slog.Logger) func(serverID string) []providers.Provider {
+func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Logger) func(serverID string) []providers.Provider {
 	return func(serverID string) []providers.Provider {
 		list := []providers.Provider{native.New(native.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "native", serverID),
 			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
 		})}
+		list = append(list, lxc.New(lxc.Options{
+			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "lxc", serverID),
+			GuestProgram: guest, Helper: sibling(self, "vendetta-lxc"), Images: images, Logger: log,
+		}))
 		engine, err := docker.New(docker.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "docker", serverID), GuestProgram: guest, Logger: log,
 		})
@@ -60,20 +65,25 @@ func nodeStores(own *image.Store, log *slog.Logger) func() []providers.Images {
 
 // guestProgram is the guest beside this program, or in the bundle beside it.
 func guestProgram(self string) (string, error) {
-	bundle, err := bundleDir()
-	if err != nil {
-		return "", err
-	}
-	for _, path := range []string{
-		filepath.Join(filepath.Dir(self), "vendetta-guest"),
-		filepath.Join(bundle, "linux-"+runtime.GOARCH, "vendetta-guest"),
-	} {
-		if _, err := os.Stat(path); err == nil {
-			return path, nil
-		}
+	if path := sibling(self, "vendetta-guest"); path != "" {
+		return path, nil
 	}
 	return "", api.Errorf(api.FailedPrecondition, "node agent: the guest program is missing beside %s", self).
 		WithNext("make build, then add the node again")
+}
+
+// sibling is a program beside this one, or in the bundle beside it; "" for none.
+func sibling(self, name string) string {
+	places := []string{filepath.Join(filepath.Dir(self), name)}
+	if bundle, err := bundleDir(); err == nil {
+		places = append(places, filepath.Join(bundle, "linux-"+runtime.GOARCH, name))
+	}
+	for _, path := range places {
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 func self() (string, error) {
@@ -120,7 +130,7 @@ func runNodeAgent(ctx context.Context, a *app) error {
 	log := a.logger(a.err)
 	images := nodeImages(a, log)
 	agent, err := nodeagent.New(nodeagent.Options{
-		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, log), Version: api.Version, Logger: log,
+		StateDir: a.agentDir(), Providers: nodeProviders(a, guest, program, images, log), Version: api.Version, Logger: log,
 		Images: nodeStores(images, log),
 	})
 	if err != nil {

@@ -72,7 +72,7 @@ that was interrupted.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.node, "node", "", "node to create it on")
-	f.StringVar(&o.provider, "provider", "", "docker or native")
+	f.StringVar(&o.provider, "provider", "", "docker, lxc or native")
 	f.StringVar(&o.image, "image", "", "image of the workspace (docker: default debian:12)")
 	f.StringVar(&o.from, "from", "", "git repository to bring to /workspace")
 	f.BoolVar(&o.clean, "clean", false, "with --from: leave uncommitted and untracked files out")
@@ -81,7 +81,7 @@ that was interrupted.`,
 	f.Int64Var(&o.pids, "pids", 0, "most processes and threads (default: the provider's)")
 	f.StringVar(&o.network, "network", "private", "private, none, or host (native only)")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
-	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "native"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "lxc", "native"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"private", "none", "host"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }

@@ -13,8 +13,8 @@ import (
 // coverVariable names the folder that programs built for coverage write to.
 const coverVariable = "VENDETTA_TEST_COVERDIR"
 
-// Programs builds vendetta with the programs for nodes beside it, laid out as
-// `make build` does, once for each test process, and returns the path of
+// Programs builds vendetta with the programs for nodes beside it, the one for LXC
+// where liblxc's headers are, laid out as `make build` does, once for each test process, and returns the path of
 // vendetta. RemovePrograms removes it. With VENDETTA_TEST_COVERDIR set the
 // program counts what it covers and writes that, when it ends, to GOCOVERDIR.
 func Programs(tb testing.TB) string {
@@ -47,6 +47,11 @@ func buildPrograms() (string, error) {
 	bundle := filepath.Join(dir, "bundle", "linux-"+runtime.GOARCH)
 	if _, err := buildStatic(guestPackage, bundle); err != nil {
 		return "", err
+	}
+	if hasLXC() {
+		if _, err := buildLXC(bundle); err != nil {
+			return "", err
+		}
 	}
 	path := filepath.Join(dir, "vendetta")
 	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"}

@@ -31,6 +31,10 @@ need ip iproute2
 need git git
 need gcc gcc
 [ -e /bin/busybox ] || missing+=(busybox-static)
+need lxc-start lxc
+need newuidmap uidmap
+need pkg-config pkg-config
+[ -e /usr/include/lxc/lxccontainer.h ] || missing+=(lxc-dev)
 [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -80,6 +84,11 @@ if [ -z "${VENDETTA_TEST_PROVIDERS+set}" ]; then
     VENDETTA_TEST_PROVIDERS=docker,native
   else
     say "no Docker engine here: its tests are left out"
+  fi
+  if [ "$(id -u)" = 0 ] && pkg-config --exists lxc 2>/dev/null; then
+    VENDETTA_TEST_PROVIDERS=$VENDETTA_TEST_PROVIDERS,lxc
+  else
+    say "no root, or no headers of liblxc: the tests of LXC are left out"
   fi
 fi
 export VENDETTA_TEST_PROVIDERS

@@ -40,6 +40,9 @@ type Result struct {
 const (
 	agentProgram = "vendetta"
 	guestProgram = "vendetta-guest"
+	// helperProgram is for LXC. It is built against a machine's liblxc, so a bundle
+	// may be without it.
+	helperProgram = "vendetta-lxc"
 )
 
 // jumper is a Runner that reaches its machine by way of others.
@@ -61,6 +64,11 @@ func Install(ctx context.Context, r Runner, o Options) (Result, error) {
 	}
 	for _, name := range []string{agentProgram, guestProgram} {
 		if err := upload(ctx, r, o.Bundle, m, name); err != nil {
+			return Result{}, err
+		}
+	}
+	if bundled(o.Bundle, m, helperProgram) {
+		if err := upload(ctx, r, o.Bundle, m, helperProgram); err != nil {
 			return Result{}, err
 		}
 	}
@@ -143,7 +151,7 @@ func Uninstall(ctx context.Context, r Runner, o Options) error {
 func remove(ctx context.Context, r Runner, m machine) error {
 	_, err := script(ctx, r, "uninstall node agent",
 		`p="$1/bin/vendetta"; say uninstall; if [ -x "$p" ]; then "$p" nodeagent uninstall --state-dir "$1" </dev/null || fail "the agent refused"; fi; `+
-			`rm -f -- "$p" "$1/bin/vendetta-guest" || fail "remove programs"; rmdir -- "$1/bin" "$1" 2>/dev/null; say done`,
+			`rm -f -- "$p" "$1/bin/vendetta-guest" "$1/bin/vendetta-lxc" || fail "remove programs"; rmdir -- "$1/bin" "$1" 2>/dev/null; say done`,
 		nil, m.stateDir)
 	return err
 }

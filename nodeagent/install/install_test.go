@@ -391,6 +391,36 @@ func TestUnfitMachines(t *testing.T) {
 	}
 }
 
+// The helper for LXC comes along where the bundle has it, and goes with the rest.
+func TestHelper(t *testing.T) {
+	t.Parallel()
+	r := newRemote(t)
+	for _, arch := range []string{"amd64", "arm64"} {
+		write(t, filepath.Join(r.options.Bundle, "linux-"+arch, helperProgram), "helper", 0o755)
+	}
+	if _, err := Install(t.Context(), r, r.options); err != nil {
+		t.Fatal(err)
+	}
+	wantMode(t, r.state("bin", helperProgram), 0o755)
+	if got := read(t, r.state("bin", helperProgram)); got != "helper" {
+		t.Errorf("the helper is %q", got)
+	}
+	if err := Uninstall(t.Context(), r, r.options); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(r.state("bin", helperProgram)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the helper stays: %v", err)
+	}
+	for _, arch := range []string{"amd64", "arm64"} {
+		file := filepath.Join(r.options.Bundle, "linux-"+arch, helperProgram)
+		if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := Install(t.Context(), r, r.options)
+	wantError(t, err, api.Internal, "is a directory")
+}
+
 func TestMissingBundle(t *testing.T) {
 	t.Parallel()
 	r := newRemote(t)

@@ -38,7 +38,7 @@ func inspect(ctx context.Context, r Runner) (machine, error) {
 		`say uname $(uname -sm); d=${VENDETTA_STATE_DIR:-${XDG_STATE_HOME:-$HOME/.local/state}/vendetta}; `+
 			`[ "$(printf %s "$d" | wc -l)" -eq 0 ] || fail "the state directory has a newline in its name"; say dir "$d"; `+
 			`command -v sha256sum >/dev/null || fail "sha256sum is missing"; command -v mktemp >/dev/null || fail "mktemp is missing"; `+
-			`for n in vendetta vendetta-guest; do if [ -x "$d/bin/$n" ]; then s=$(sha256sum <"$d/bin/$n"); say "sum-$n" "${s%% *}"; fi; done; `+
+			`for n in vendetta vendetta-guest vendetta-lxc; do if [ -x "$d/bin/$n" ]; then s=$(sha256sum <"$d/bin/$n"); say "sum-$n" "${s%% *}"; fi; done; `+
 			keysFile+`if [ -r "$f" ]; then say servers $(sed -n "s/.* \(vendetta-server-[a-z0-9]*\) *\$/\1/p" "$f"); fi; say done`, nil)
 	if err != nil {
 		return machine{}, err
@@ -60,7 +60,7 @@ func inspect(ctx context.Context, r Runner) (machine, error) {
 			Code: api.FailedPrecondition, Message: what + ": its state directory is not an absolute path: " + printable(said["dir"]),
 		}).WithNext("set VENDETTA_STATE_DIR in the login user's environment to an absolute path")
 	}
-	for _, name := range []string{agentProgram, guestProgram} {
+	for _, name := range []string{agentProgram, guestProgram, helperProgram} {
 		m.sums[name] = said["sum-"+name]
 	}
 	for _, comment := range strings.Fields(said["servers"]) {

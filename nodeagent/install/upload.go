@@ -14,6 +14,12 @@ import (
 	"github.com/vendetta-dev/vendetta/coordination/api"
 )
 
+// bundled says whether the bundle has a program for the machine.
+func bundled(bundle string, m machine, name string) bool {
+	_, err := os.Stat(filepath.Join(bundle, "linux-"+m.arch, name))
+	return err == nil
+}
+
 // upload brings a program of the bundle to the machine, unless that has the same
 // already. The file appears under its name whole, checked and at once; a program
 // that runs keeps the old one.
