@@ -262,11 +262,11 @@ func TestCreateOptions(t *testing.T) {
 	a := newApp(strings.NewReader(""), &strings.Builder{}, &strings.Builder{}, func(string) string { return "" })
 	var got createOptions
 	cmd := newWorkspaceCreate(a, func(_ context.Context, _ *app, o createOptions) error { got = o; return nil })
-	cmd.SetArgs(strings.Fields("w --node n --provider docker --image i --from . --clean --cpus 1.5 --memory 2G --pids 100 --network none"))
+	cmd.SetArgs(strings.Fields("w --node n --provider docker --image i --from . --clean --cpus 1.5 --memory 2G --pids 100 --network none --privileged"))
 	if err := cmd.Execute(); err != nil {
 		t.Fatal(err)
 	}
-	want := createOptions{name: "w", node: "n", provider: "docker", image: "i", from: ".", clean: true, cpus: 1.5, memory: "2G", pids: 100, network: "none"}
+	want := createOptions{name: "w", node: "n", provider: "docker", image: "i", from: ".", clean: true, cpus: 1.5, memory: "2G", pids: 100, network: "none", privileged: true}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}

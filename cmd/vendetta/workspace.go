@@ -48,6 +48,8 @@ type createOptions struct {
 	memory   string
 	pids     int64
 	network  string
+	// privileged: its root is the node's.
+	privileged bool
 }
 
 func newWorkspaceCreate(a *app, runF func(context.Context, *app, createOptions) error) *cobra.Command {
@@ -73,13 +75,14 @@ that was interrupted.`,
 	f := cmd.Flags()
 	f.StringVar(&o.node, "node", "", "node to create it on")
 	f.StringVar(&o.provider, "provider", "", "docker, lxc or native")
-	f.StringVar(&o.image, "image", "", "image of the workspace (docker: default debian:12)")
+	f.StringVar(&o.image, "image", "", "image of the workspace (docker, lxc: default debian:12)")
 	f.StringVar(&o.from, "from", "", "git repository to bring to /workspace")
 	f.BoolVar(&o.clean, "clean", false, "with --from: leave uncommitted and untracked files out")
 	f.Float64Var(&o.cpus, "cpus", 0, "processors, fractions allowed (default: the provider's)")
 	f.StringVar(&o.memory, "memory", "", "memory, e.g. 2G (default: the provider's)")
 	f.Int64Var(&o.pids, "pids", 0, "most processes and threads (default: the provider's)")
 	f.StringVar(&o.network, "network", "private", "private, none, or host (native only)")
+	f.BoolVar(&o.privileged, "privileged", false, "lxc only: root inside is root of the node; for what you trust as you trust root")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
 	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "lxc", "native"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"private", "none", "host"}, cobra.ShellCompDirectiveNoFileComp))
@@ -107,7 +110,7 @@ func (o createOptions) spec() (*vendettav1.WorkspaceSpec, error) {
 	if o.clean && o.from == "" {
 		return nil, api.Errorf(api.InvalidArgument, "clean: it says what --from brings, and --from is missing")
 	}
-	spec := &vendettav1.WorkspaceSpec{Provider: o.provider, Image: o.image, Network: network}
+	spec := &vendettav1.WorkspaceSpec{Provider: o.provider, Image: o.image, Network: network, Privileged: o.privileged}
 	if o.cpus > 0 || memory > 0 || o.pids > 0 {
 		spec.Resources = &vendettav1.Resources{Cpus: o.cpus, MemoryBytes: memory, Pids: o.pids}
 	}
