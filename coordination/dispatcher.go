@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/sourcegraph/conc/pool"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	nodeagentv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/nodeagent/v1"
@@ -136,8 +137,11 @@ func (d *dispatcher) apply(ctx context.Context, next queued) {
 	d.server.recordOutcome(ctx, d.link, op, ws, outcomeOf(op, ws, resp.GetObserved(), err))
 }
 
+// applyRequest is an operation as a node agent gets it. What is done once is in
+// it only while the operation is pending: one that has ended is sent again to
+// restore what is desired, not to do that once more.
 func applyRequest(op store.Operation, ws store.Workspace) *nodeagentv1.ApplyRequest {
-	return &nodeagentv1.ApplyRequest{
+	r := &nodeagentv1.ApplyRequest{
 		OperationId:   op.ID,
 		WorkspaceId:   ws.ID,
 		WorkspaceName: nameOnNode(ws),
@@ -146,6 +150,22 @@ func applyRequest(op store.Operation, ws store.Workspace) *nodeagentv1.ApplyRequ
 		Desired:       ws.Desired,
 		GraceSeconds:  op.GraceSeconds,
 	}
+	if op.State != vendettav1.OperationState_OPERATION_STATE_PENDING {
+		return r
+	}
+	switch op.Verb {
+	case verbSnapshotCreate:
+		r.Action = &nodeagentv1.ApplyRequest_CreateSnapshot{CreateSnapshot: op.Argument}
+	case verbSnapshotRestore:
+		r.Action = &nodeagentv1.ApplyRequest_RestoreSnapshot{RestoreSnapshot: op.Argument}
+	case verbSnapshotRemove:
+		r.Action = &nodeagentv1.ApplyRequest_RemoveSnapshot{RemoveSnapshot: op.Argument}
+	case verbFork:
+		r.Action = &nodeagentv1.ApplyRequest_ForkOf{ForkOf: op.Argument}
+	case verbResize:
+		r.Action = &nodeagentv1.ApplyRequest_Resize{Resize: true}
+	}
+	return r
 }
 
 // lostAnswer tells an answer of the node agent from trouble on the way to it,
@@ -168,7 +188,14 @@ type outcome struct {
 	observed *nodeagentv1.ObservedWorkspace
 }
 
-// outcomeOf judges an answer of the node agent. Only the desired state is success.
+// leaves tells whether a failure of verb left the workspace as it was: the node
+// agent refused it before it began, or says that it is not failed.
+func (o outcome) leaves(verb string) bool {
+	return besides(verb) && (o.observed == nil || o.observed.GetState() != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED)
+}
+
+// outcomeOf judges an answer of the node agent. Only the desired state is
+// success, but for what leaves the instance in the state that it is in.
 func outcomeOf(op store.Operation, ws store.Workspace, o *nodeagentv1.ObservedWorkspace, err error) outcome {
 	if err != nil {
 		return outcome{failure: api.From(err)}
@@ -180,7 +207,7 @@ func outcomeOf(op store.Operation, ws store.Workspace, o *nodeagentv1.ObservedWo
 		}
 		return outcome{failure: e, observed: o}
 	}
-	if !satisfies(o.GetState(), ws.Desired) {
+	if !inPlace(op.Verb) && !satisfies(o.GetState(), ws.Desired) {
 		return outcome{observed: o, failure: api.Errorf(api.Internal, "workspace %s: %s ended with the workspace %s",
 			ws.Name, op.Verb, stateWord(o.GetState()))}
 	}
@@ -192,6 +219,8 @@ func satisfies(state vendettav1.WorkspaceState, desired vendettav1.DesiredState)
 	switch desired {
 	case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
 		return state == vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
+	case vendettav1.DesiredState_DESIRED_STATE_PAUSED:
+		return state == vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
 	case vendettav1.DesiredState_DESIRED_STATE_STOPPED:
 		return state == vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED
 	case vendettav1.DesiredState_DESIRED_STATE_DOWN:
@@ -211,8 +240,12 @@ func (s *Server) recordOutcome(ctx context.Context, l *link, op store.Operation,
 	gone := out.failure == nil && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_REMOVED
 	if gone {
 		l.observe(ws.ID, nil)
-	} else if out.observed != nil {
-		l.observe(ws.ID, out.observed)
+	} else if o := out.observed; o != nil {
+		if out.failure != nil && out.leaves(op.Verb) {
+			o = proto.CloneOf(o) // the failure is the operation's alone
+			o.ErrorCode, o.Message, o.Next = "", "", ""
+		}
+		l.observe(ws.ID, o)
 	}
 	err := s.store.Update(ctx, func(tx store.Tx) error {
 		return finish(tx, op.ID, out, s.now())

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,9 +44,14 @@ type fakeAgent struct {
 	applied  []*nodeagentv1.ApplyRequest               // in the order of their coming
 	done     map[string]int                            // by operation id: how often it was carried out
 	fail     map[vendettav1.DesiredState]*api.Error
-	wrong    bool          // answers with another state than the desired one
-	refuse   *api.Error    // what Apply answers with instead
-	hold     chan struct{} // Apply waits for it after journaling
+	harmless *api.Error // what fails beside the desired state, and leaves the workspace
+	note     string
+	digest   string
+	kept     map[string][]string // snapshots, by workspace id
+	asked    *api.Error          // what questions are answered with
+	wrong    bool                // answers with another state than the desired one
+	refuse   *api.Error          // what Apply answers with instead
+	hold     chan struct{}       // Apply waits for it after journaling
 	project  *guestv1.ProjectStatusResponse
 	guestErr *api.Error
 	logs     []string
@@ -63,12 +69,16 @@ func newFakeAgent() *fakeAgent {
 		protocol: api.Protocol,
 		report: &vendettav1.NodeReport{
 			Hostname: "fake", AgentVersion: "test", Protocol: api.Protocol,
-			Capacity:  &vendettav1.Capacity{MemoryFreeBytes: 4 << 30, DiskBytes: 100 << 30, DiskFreeBytes: 50 << 30},
-			Providers: []*vendettav1.ProviderStatus{{Name: "docker", Usable: true, Version: "28"}, {Name: "native", Usable: true}},
+			Capacity: &vendettav1.Capacity{MemoryFreeBytes: 4 << 30, DiskBytes: 100 << 30, DiskFreeBytes: 50 << 30},
+			Providers: []*vendettav1.ProviderStatus{
+				{Name: "docker", Usable: true, Version: "28", Capabilities: []string{"fork", "pause", "resize", "snapshot"}},
+				{Name: "native", Usable: true},
+			},
 		},
 		journal:  map[string]*nodeagentv1.ObservedWorkspace{},
 		answers:  map[string]*nodeagentv1.ObservedWorkspace{},
 		done:     map[string]int{},
+		kept:     map[string][]string{},
 		fail:     map[vendettav1.DesiredState]*api.Error{},
 		project:  &guestv1.ProjectStatusResponse{},
 		servers:  map[string]bool{},
@@ -228,13 +238,18 @@ func (a *fakeAgent) Apply(ctx context.Context, req *nodeagentv1.ApplyRequest) (*
 	a.done[req.GetOperationId()]++
 	o := &nodeagentv1.ObservedWorkspace{
 		WorkspaceId: req.GetWorkspaceId(), Generation: req.GetGeneration(), OperationId: req.GetOperationId(),
-		Instance: "vendetta-" + req.GetWorkspaceId(),
+		Instance: "vendetta-" + req.GetWorkspaceId(), ImageDigest: a.digest, Note: a.note,
+	}
+	if answered := a.beside(req, o); answered {
+		return &nodeagentv1.ApplyResponse{Observed: o}, nil
 	}
 	switch req.GetDesired() {
 	case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
 		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
 	case vendettav1.DesiredState_DESIRED_STATE_STOPPED:
 		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED
+	case vendettav1.DesiredState_DESIRED_STATE_PAUSED:
+		o.State = vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
 	default:
 		o.State, o.Instance = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN, ""
 	}
@@ -253,6 +268,57 @@ func (a *fakeAgent) Apply(ctx context.Context, req *nodeagentv1.ApplyRequest) (*
 	a.answers[req.GetOperationId()] = o
 	a.changed()
 	return &nodeagentv1.ApplyResponse{Observed: o}, nil
+}
+
+// beside does what is not about the desired state, and fails what is to fail
+// without harm; it tells whether that is the answer. a.mu is held.
+func (a *fakeAgent) beside(req *nodeagentv1.ApplyRequest, o *nodeagentv1.ObservedWorkspace) bool {
+	id := req.GetWorkspaceId()
+	have := a.journal[id]
+	stays := req.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_PAUSED || req.GetAction() != nil && req.GetForkOf() == ""
+	if a.harmless != nil && stays {
+		o.State, o.Linked = have.GetState(), have.GetLinked()
+		a.journal[id] = proto.CloneOf(o)
+		o.ErrorCode, o.Message, o.Next = string(a.harmless.Code), a.harmless.Message, a.harmless.Next
+		a.answers[req.GetOperationId()] = o
+		a.changed()
+		return true
+	}
+	switch action := req.GetAction().(type) {
+	case *nodeagentv1.ApplyRequest_CreateSnapshot:
+		a.kept[id] = append(a.kept[id], action.CreateSnapshot)
+	case *nodeagentv1.ApplyRequest_RemoveSnapshot:
+		a.kept[id] = slices.DeleteFunc(a.kept[id], func(s string) bool { return s == action.RemoveSnapshot })
+	case *nodeagentv1.ApplyRequest_Resize:
+	default:
+		return false
+	}
+	o.State, o.Linked = have.GetState(), have.GetLinked()
+	a.journal[id], a.answers[req.GetOperationId()] = o, o
+	a.changed()
+	return true
+}
+
+func (a *fakeAgent) ListSnapshots(_ context.Context, req *nodeagentv1.ListSnapshotsRequest) (*nodeagentv1.ListSnapshotsResponse, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.asked != nil {
+		return nil, api.ToConnect(a.asked)
+	}
+	out := &nodeagentv1.ListSnapshotsResponse{}
+	for _, name := range a.kept[req.GetWorkspaceId()] {
+		out.Snapshots = append(out.Snapshots, &vendettav1.Snapshot{Name: name, Bytes: -1})
+	}
+	return out, nil
+}
+
+func (a *fakeAgent) Usage(context.Context, *nodeagentv1.UsageRequest) (*nodeagentv1.UsageResponse, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.asked != nil {
+		return nil, api.ToConnect(a.asked)
+	}
+	return &nodeagentv1.UsageResponse{CpuSeconds: 2.5, MemoryBytes: 7 << 20, DiskBytes: -1}, nil
 }
 
 func (a *fakeAgent) Logs(_ context.Context, _ *nodeagentv1.LogsRequest, out *connect.ServerStream[nodeagentv1.LogsResponse]) error {

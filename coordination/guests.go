@@ -106,6 +106,8 @@ func guestReady(ws store.Workspace) error {
 		return e.WithNext(up, ws.Name)
 	case vendettav1.WorkspaceState_WORKSPACE_STATE_REMOVING:
 		return refuse(status)
+	case vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED:
+		return refuse("vendetta workspace resume %s")
 	default:
 		return refuse(up)
 	}

@@ -73,7 +73,12 @@ type link struct {
 	reported time.Time
 	report   *vendettav1.NodeReport
 	observed map[string]*nodeagentv1.ObservedWorkspace
-	changed  chan struct{} // closed and renewed when up or lost changes
+	orphans  map[string]time.Time // when each was first reported
+	changed  chan struct{}        // closed and renewed when up or lost changes
+
+	// sweeping ends the removal of orphans, nil when none is under way; the
+	// server's mu guards it.
+	sweeping context.CancelFunc
 }
 
 func newLink(s *Server, n store.Node) *link {
@@ -304,6 +309,7 @@ func (l *link) take(ctx context.Context, m *nodeagentv1.WatchResponse) {
 	l.mu.Lock()
 	l.observed = observed
 	l.report = m.GetReport()
+	l.hearOfOrphans(m.GetReport().GetOrphans())
 	l.reported = l.server.now()
 	l.up, l.lost, l.failure = true, false, nil
 	if first {

@@ -300,6 +300,9 @@ func (s *Server) nodeView(tx store.Tx, n store.Node) (*vendettav1.Node, error) {
 	if link.report != nil {
 		v.Report = link.report
 	}
+	if v.Report, err = unknownOrphans(tx, v.Report); err != nil {
+		return nil, err
+	}
 	if !link.reported.IsZero() {
 		v.LastHeartbeat = timestamppb.New(link.reported)
 	}

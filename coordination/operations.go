@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
@@ -183,7 +184,7 @@ func finish(tx store.Tx, operationID string, out outcome, now time.Time) error {
 		return err
 	}
 	if op.State == vendettav1.OperationState_OPERATION_STATE_PENDING {
-		op.State, op.FinishedAt = vendettav1.OperationState_OPERATION_STATE_SUCCEEDED, now
+		op.State, op.FinishedAt, op.Note = vendettav1.OperationState_OPERATION_STATE_SUCCEEDED, now, out.observed.GetNote()
 		if out.failure != nil {
 			op.State = vendettav1.OperationState_OPERATION_STATE_FAILED
 			op.ErrorCode, op.Message, op.Next = string(out.failure.Code), out.failure.Message, out.failure.Next
@@ -201,6 +202,14 @@ func finish(tx store.Tx, operationID string, out outcome, now time.Time) error {
 	}
 	ws.UpdatedAt = now
 	if out.failure != nil {
+		revert(&ws, op)
+		if out.leaves(op.Verb) {
+			if o := out.observed; o != nil {
+				ws.State, ws.Instance = o.GetState(), o.GetInstance()
+				ws.ErrorCode, ws.Message, ws.Next = "", "", ""
+			}
+			return tx.UpdateWorkspace(ws)
+		}
 		ws.State = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
 		ws.ErrorCode, ws.Message, ws.Next = string(out.failure.Code), out.failure.Message, out.failure.Next
 		ws.Instance = out.observed.GetInstance()
@@ -211,6 +220,11 @@ func finish(tx store.Tx, operationID string, out outcome, now time.Time) error {
 	}
 	ws.State, ws.Instance = out.observed.GetState(), out.observed.GetInstance()
 	ws.ErrorCode, ws.Message, ws.Next = "", "", ""
+	if digest := out.observed.GetImageDigest(); digest != "" && digest != ws.Spec.GetImageDigest() && ws.Spec != nil {
+		// What the image means is settled when an instance is first made of it.
+		ws.Spec = proto.CloneOf(ws.Spec)
+		ws.Spec.ImageDigest = digest
+	}
 	return tx.UpdateWorkspace(ws)
 }
 
@@ -227,6 +241,7 @@ func operationView(op store.Operation) *vendettav1.Operation {
 		Next:        op.Next,
 		CreatedAt:   timestamppb.New(op.CreatedAt),
 		Principal:   op.Principal,
+		Note:        op.Note,
 	}
 	if !op.FinishedAt.IsZero() {
 		v.FinishedAt = timestamppb.New(op.FinishedAt)

@@ -42,7 +42,8 @@ type Action struct {
 	NodeID      string
 	WorkspaceID string
 	OperationID string
-	// Again: the operation has succeeded before, and the node has lost it since.
+	// Again: the operation has ended before, and the node does not know it. What
+	// an operation does once is not in it then.
 	Again bool
 	// Reason is for the log.
 	Reason string
@@ -74,7 +75,7 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 				continue
 			}
 			a.Kind, a.Reason = ActionRemove, "the removal did not succeed"
-		case op.State != vendettav1.OperationState_OPERATION_STATE_SUCCEEDED:
+		case !settled(op, ws):
 			continue // it failed; the user decides what comes next
 		case !there && ws.Desired == vendettav1.DesiredState_DESIRED_STATE_DOWN:
 			continue // nothing there is what down means
@@ -90,6 +91,14 @@ func Reconcile(desired Desired, observed Observed, now time.Time) []Action {
 	return actions
 }
 
+// settled tells whether what is desired is what should be now: the latest
+// operation succeeded, or failed and left the workspace as it was.
+func settled(op store.Operation, ws store.Workspace) bool {
+	return op.State == vendettav1.OperationState_OPERATION_STATE_SUCCEEDED ||
+		op.State == vendettav1.OperationState_OPERATION_STATE_FAILED && besides(op.Verb) &&
+			ws.State != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
+}
+
 // reconcile runs Reconcile on all nodes that are up and carries out what it decides.
 func (s *Server) reconcile(ctx context.Context) {
 	// In this order: an outcome is observed before it is stored, so what the store
@@ -99,6 +108,7 @@ func (s *Server) reconcile(ctx context.Context) {
 		s.log.ErrorContext(ctx, "reconcile", "error", err)
 		return
 	}
+	s.sweep(desired)
 	for _, a := range Reconcile(desired, s.observed(), s.now()) {
 		switch a.Kind {
 		case ActionApply:

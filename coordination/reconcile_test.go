@@ -15,6 +15,11 @@ import (
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
+var everyVerb = []string{
+	verbCreate, verbUp, verbStop, verbDown, verbRemove, verbPause, verbResume, verbResize, verbFork,
+	verbSnapshotCreate, verbSnapshotRestore, verbSnapshotRemove,
+}
+
 // drawWorld makes any state of store and nodes, also such as should not occur.
 func drawWorld(t *rapid.T) (Desired, Observed) {
 	desired := Desired{Operations: map[string]store.Operation{}}
@@ -27,13 +32,15 @@ func drawWorld(t *rapid.T) (Desired, Observed) {
 	for i := range rapid.IntRange(0, 6).Draw(t, "workspaces") {
 		ws := store.Workspace{
 			ID: fmt.Sprint("w", i), NodeID: fmt.Sprint("n", rapid.IntRange(0, 2).Draw(t, "node")),
-			Desired:    vendettav1.DesiredState(rapid.Int32Range(1, 4).Draw(t, "desired")),
+			Desired:    vendettav1.DesiredState(rapid.Int32Range(1, 5).Draw(t, "desired")),
+			State:      vendettav1.WorkspaceState(rapid.Int32Range(1, 9).Draw(t, "shown")),
 			Generation: rapid.Int64Range(1, 3).Draw(t, "generation"), OperationID: fmt.Sprint("o", i),
 		}
 		desired.Workspaces = append(desired.Workspaces, ws)
 		if rapid.IntRange(0, 9).Draw(t, "orphan") > 0 {
 			desired.Operations[ws.OperationID] = store.Operation{
-				ID: ws.OperationID, WorkspaceID: ws.ID, Generation: ws.Generation,
+				ID: ws.OperationID, WorkspaceID: ws.ID, Generation: ws.Generation, Argument: "w0",
+				Verb:       rapid.SampledFrom(everyVerb).Draw(t, "verb"),
 				State:      vendettav1.OperationState(rapid.Int32Range(1, 3).Draw(t, "operation")),
 				FinishedAt: epoch.Add(-time.Duration(rapid.IntRange(0, 120).Draw(t, "age")) * time.Second),
 			}
@@ -41,7 +48,7 @@ func drawWorld(t *rapid.T) (Desired, Observed) {
 		if node := observed[ws.NodeID]; node != nil && rapid.Bool().Draw(t, "there") {
 			node[ws.ID] = &nodeagentv1.ObservedWorkspace{
 				WorkspaceId: ws.ID, Generation: rapid.Int64Range(0, 4).Draw(t, "observed generation"),
-				State: vendettav1.WorkspaceState(rapid.Int32Range(1, 8).Draw(t, "state")),
+				State: vendettav1.WorkspaceState(rapid.Int32Range(1, 9).Draw(t, "state")),
 			}
 		}
 	}
@@ -83,11 +90,21 @@ func TestReconcileProperties(t *testing.T) {
 				t.Fatalf("two actions on one workspace: %v", actions)
 			}
 			seen[a.WorkspaceID] = true
-			if a.Again != (a.Kind == ActionApply && desired.Operations[a.OperationID].State == succeeded) {
+			op := desired.Operations[a.OperationID]
+			if a.Again != (a.Kind == ActionApply && op.State != pending) {
 				t.Fatalf("again, or not: %v", a)
+			}
+			if a.Again && op.State != succeeded && (!besides(op.Verb) || ws.State == vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED) {
+				t.Fatalf("tries again what failed: %v", a)
 			}
 			if a.Reason == "" {
 				t.Fatalf("no reason: %v", a)
+			}
+			if a.Kind != ActionApply {
+				continue
+			}
+			if r := applyRequest(op, ws); r.GetDesired() != ws.Desired || (r.GetAction() != nil) != (!a.Again && once(op.Verb)) {
+				t.Fatalf("sends %v for %v", r, a)
 			}
 		}
 	})

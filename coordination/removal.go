@@ -71,7 +71,7 @@ func (s *Server) everRan(ctx context.Context, workspaceID string) (ran bool, err
 	err = s.store.View(ctx, func(tx store.Tx) error {
 		ops, err := tx.Operations(workspaceID, mostOperations)
 		for _, op := range ops {
-			if op.Verb != verbCreate && op.Verb != verbUp {
+			if op.Verb != verbCreate && op.Verb != verbUp && op.Verb != verbFork {
 				continue
 			}
 			// One that was superseded may have come far enough.

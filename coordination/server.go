@@ -56,7 +56,6 @@ type Options struct {
 // at the same time; those that need a node wait until Run is running.
 type Server struct {
 	vendettav1connect.UnimplementedNodeServiceHandler
-	vendettav1connect.UnimplementedWorkspaceServiceHandler
 
 	opts    Options
 	log     *slog.Logger

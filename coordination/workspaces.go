@@ -23,6 +23,14 @@ const (
 	verbStop   = "stop"
 	verbDown   = "down"
 	verbRemove = "rm"
+	verbPause  = "pause"
+	verbResume = "resume"
+	verbResize = "resize"
+	verbFork   = "fork"
+
+	verbSnapshotCreate  = "snapshot-create"
+	verbSnapshotRestore = "snapshot-restore"
+	verbSnapshotRemove  = "snapshot-rm"
 )
 
 // serverPrincipal stands in operations that the server began by itself.
@@ -116,7 +124,7 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 
 // existing answers a create whose key or name is known already; nil when neither is.
 func (s *Server) existing(ctx context.Context, who string, req *vendettav1.CreateWorkspaceRequest) (*vendettav1.ChangeResponse, error) {
-	if resp, err := s.repeated(ctx, who, req.GetIdempotencyKey(), verbCreate, req.GetName()); resp != nil || err != nil {
+	if resp, err := s.repeated(ctx, who, req.GetIdempotencyKey(), verbCreate, req.GetName(), ""); resp != nil || err != nil {
 		return resp, err
 	}
 	var resp *vendettav1.ChangeResponse
@@ -161,8 +169,9 @@ func beingRemoved(ws store.Workspace) *api.Error {
 		WithNext("vendetta workspace status %s; if the removal failed, vendetta workspace rm %s", ws.Name, ws.Name)
 }
 
-// repeated answers a call whose idempotency key was used before; nil when it was not.
-func (s *Server) repeated(ctx context.Context, who, key, verb, name string) (*vendettav1.ChangeResponse, error) {
+// repeated answers a call whose idempotency key was used before; nil when it was
+// not. An argument is part of what the call is.
+func (s *Server) repeated(ctx context.Context, who, key, verb, name, argument string) (*vendettav1.ChangeResponse, error) {
 	if key == "" {
 		return nil, nil //nolint:nilnil // no answer is the answer
 	}
@@ -175,7 +184,7 @@ func (s *Server) repeated(ctx context.Context, who, key, verb, name string) (*ve
 		if err != nil {
 			return err
 		}
-		if op.Verb != verb || op.WorkspaceName != name {
+		if op.Verb != verb || op.WorkspaceName != name || argument != "" && op.Argument != argument {
 			return api.Errorf(api.Conflict, "%s workspace %s: the idempotency key %q was used for %s of %s", verb, name, clip(key), op.Verb, op.WorkspaceName).
 				WithNext("use a new key for each change")
 		}
@@ -200,12 +209,26 @@ func (s *Server) repeated(ctx context.Context, who, key, verb, name string) (*ve
 
 // change is an intent before it is accepted.
 type change struct {
-	verb      string
-	desired   vendettav1.DesiredState
-	state     vendettav1.WorkspaceState // shown until the node says otherwise
+	verb    string
+	desired vendettav1.DesiredState
+	// stays: what is desired stays as it is.
+	stays bool
+	// state is shown until the node says otherwise; unspecified leaves what is shown.
+	state     vendettav1.WorkspaceState
 	principal string
 	key       string
 	grace     int32
+	argument  string
+	// edit changes the workspace further, and notes in the operation what was.
+	edit func(*store.Workspace, *store.Operation)
+}
+
+// under tells whether op, which is pending, is this very change.
+func (c change) under(op store.Operation, ws store.Workspace) bool {
+	if once(c.verb) || once(op.Verb) {
+		return c.verb == op.Verb && c.argument == op.Argument && c.edit == nil
+	}
+	return ws.Desired == c.desired
 }
 
 // accept makes a change durable in one transaction: intent, idempotency key,
@@ -228,15 +251,23 @@ func (s *Server) accept(ctx context.Context, c change, load func(store.Tx) (stor
 			if superseded, err = supersede(tx, ws, now); err != nil {
 				return err
 			}
-			ws.State = c.state
+			if c.state != vendettav1.WorkspaceState_WORKSPACE_STATE_UNSPECIFIED {
+				ws.State = c.state
+				ws.ErrorCode, ws.Message, ws.Next = "", "", ""
+			}
 		}
-		ws.Desired, ws.OperationID, ws.UpdatedAt = c.desired, opID, now
+		if !c.stays {
+			ws.Desired = c.desired
+		}
+		ws.OperationID, ws.UpdatedAt = opID, now
 		ws.Generation++
-		ws.ErrorCode, ws.Message, ws.Next = "", "", ""
 		op = store.Operation{
 			ID: opID, WorkspaceID: ws.ID, WorkspaceName: ws.Name, NodeID: ws.NodeID, Verb: c.verb,
 			Principal: c.principal, IdempotencyKey: c.key, Generation: ws.Generation, GraceSeconds: c.grace,
-			State: vendettav1.OperationState_OPERATION_STATE_PENDING, CreatedAt: now,
+			Argument: c.argument, State: vendettav1.OperationState_OPERATION_STATE_PENDING, CreatedAt: now,
+		}
+		if c.edit != nil {
+			c.edit(&ws, &op)
 		}
 		if fresh {
 			err = tx.CreateWorkspace(ws)
@@ -266,7 +297,15 @@ func (s *Server) accept(ctx context.Context, c change, load func(store.Tx) (stor
 
 func auditFields(op store.Operation, ws store.Workspace) map[string]any {
 	f := map[string]any{"operation": op.ID, "generation": op.Generation}
-	if op.Verb == verbCreate {
+	switch op.Verb {
+	case verbSnapshotCreate, verbSnapshotRestore, verbSnapshotRemove:
+		f["snapshot"] = op.Argument
+	case verbFork:
+		f["origin_id"] = op.Argument
+	case verbResize:
+		f["before"], f["limits"] = op.Before, limitsOf(ws.Spec.GetResources())
+	}
+	if op.Verb == verbCreate || op.Verb == verbFork {
 		f["provider"], f["image"], f["node_id"] = ws.Spec.GetProvider(), ws.Spec.GetImage(), ws.NodeID
 	}
 	return f
@@ -360,17 +399,27 @@ func (s *Server) change(ctx context.Context, name string, c change, check func(c
 		return nil, err
 	}
 	c.principal = principalName(ctx)
-	if resp, err := s.repeated(ctx, c.principal, c.key, c.verb, name); resp != nil || err != nil {
+	if resp, err := s.repeated(ctx, c.principal, c.key, c.verb, name, c.argument); resp != nil || err != nil {
 		return resp, err
 	}
 	ws, node, op, err := s.workspace(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if op.State == vendettav1.OperationState_OPERATION_STATE_PENDING && ws.Desired == c.desired {
-		return &vendettav1.ChangeResponse{Workspace: s.workspaceView(ws, node), Operation: operationView(op)}, nil
-	}
 	removal := c.desired == vendettav1.DesiredState_DESIRED_STATE_REMOVED
+	if op.State == vendettav1.OperationState_OPERATION_STATE_PENDING {
+		if c.under(op, ws) {
+			return &vendettav1.ChangeResponse{Workspace: s.workspaceView(ws, node), Operation: operationView(op)}, nil
+		}
+		if !removal && (once(c.verb) || once(op.Verb)) && ws.Desired != vendettav1.DesiredState_DESIRED_STATE_REMOVED {
+			if err := s.quiet(ctx, c.verb, ws, op); err != nil {
+				return nil, err
+			}
+			if ws, node, _, err = s.workspace(ctx, name); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if ws.Desired == vendettav1.DesiredState_DESIRED_STATE_REMOVED {
 		if !removal {
 			return nil, beingRemoved(ws)
@@ -402,7 +451,7 @@ func (s *Server) change(ctx context.Context, name string, c change, check func(c
 		return now, false, err
 	}, &ws)
 	if errors.Is(err, store.ErrExists) { // the same key, a moment ago
-		if resp, err := s.repeated(ctx, c.principal, c.key, c.verb, name); resp != nil || err != nil {
+		if resp, err := s.repeated(ctx, c.principal, c.key, c.verb, name, c.argument); resp != nil || err != nil {
 			return resp, err
 		}
 	}

@@ -119,7 +119,7 @@ func (s *service) overStores(ctx context.Context, what string, ask func(provider
 			continue
 		}
 		if err != nil {
-			return nil, explain(fmt.Sprintf("%s of store %s", what, store.Name()), err)
+			return nil, imageFailure(fmt.Sprintf("%s of store %s", what, store.Name()), err)
 		}
 		for _, image := range list {
 			all = append(all, imageView(store.Name(), image))
@@ -170,7 +170,7 @@ func (s *service) PullImage(ctx context.Context, r *vendettav1.PullImageRequest,
 		return stream.Send(&vendettav1.PullImageResponse{Progress: line})
 	})
 	if err != nil {
-		return api.ToConnect(explain("pull image "+r.GetRef(), err))
+		return api.ToConnect(imageFailure("pull image "+r.GetRef(), err))
 	}
 	s.agent.log.Info("image pulled", "store", store.Name(), "image", r.GetRef(), "digest", image.Digest)
 	return stream.Send(&vendettav1.PullImageResponse{Image: imageView(store.Name(), image)})
@@ -246,10 +246,19 @@ func (s *service) ImportImage(ctx context.Context, stream *connect.ClientStream[
 	image, err := store.Import(ctx, first.GetRef(), archive)
 	_ = archive.CloseWithError(errImported)
 	if err != nil {
-		return nil, api.ToConnect(explain(importing(first.GetRef()), err))
+		return nil, api.ToConnect(imageFailure(importing(first.GetRef()), err))
 	}
 	s.agent.log.Info("image imported", "store", store.Name(), "image", image.Ref, "digest", image.Digest)
 	return imageView(store.Name(), image), nil
+}
+
+// imageFailure is explain, without saying twice what a store has said.
+func imageFailure(what string, err error) *api.Error {
+	e := *explain(what, err) // another's error is not ours to change
+	if rest := strings.TrimPrefix(e.Message, what+": "); strings.HasPrefix(rest, what) {
+		e.Message = rest
+	}
+	return &e
 }
 
 // errImported ends the reading of an archive whose import has ended.

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vendetta-dev/vendetta/nodeagent/guest"
+	"github.com/vendetta-dev/vendetta/nodeagent/guest/boot"
 )
 
 // stopGrace is how long processes have to end when the instance is stopped;
@@ -23,6 +25,10 @@ import (
 const stopGrace = 8 * time.Second
 
 func main() {
+	if boot.Wanted() {
+		runMachine(context.Background(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		return
+	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "vendetta-guest:", err)
 		os.Exit(1)
@@ -51,17 +57,22 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	serve(ctx, g, guest.DialUnix(*link), log)
+	return nil
+}
+
+// serve serves on the guest link until ctx is done, and then ends the processes.
+func serve(ctx context.Context, g *guest.Guest, dial func(context.Context) (net.Conn, error), log *slog.Logger) {
 	serving, end := context.WithCancel(context.WithoutCancel(ctx))
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		guest.ServeLink(serving, guest.DialUnix(*link), g, log)
+		guest.ServeLink(serving, dial, g, log)
 	}()
 	<-ctx.Done()
 	g.Close(stopGrace)
 	end()
 	<-served
-	return nil
 }
 
 // environment is what commands inherit: the instance's, our own variables aside.

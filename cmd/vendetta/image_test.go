@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -20,7 +19,6 @@ import (
 type fakeImages struct {
 	vendettav1connect.UnimplementedImageServiceHandler
 
-	mu     sync.Mutex
 	images []*vendettav1.Image
 	node   string
 	pull   *vendettav1.PullImageRequest

@@ -34,7 +34,11 @@ given up while the node drains or its memory is short. --count 0 removes them.`,
 			if err != nil {
 				return err
 			}
-			a.note("node %s keeps %d; they are made and removed in the background: vendetta node status %s", n.GetName(), count, n.GetName())
+			done := fmt.Sprintf("keeps %d; they are made", count)
+			if count == 0 {
+				done = "keeps none; those that there are go"
+			}
+			a.note("node %s %s in the background: vendetta node status %s", n.GetName(), done, n.GetName())
 			return a.result(n.GetName(), n)
 		},
 	}

@@ -21,7 +21,12 @@ import (
 	"github.com/vendetta-dev/vendetta/providers/image"
 	"github.com/vendetta-dev/vendetta/providers/lxc"
 	"github.com/vendetta-dev/vendetta/providers/native"
+	"github.com/vendetta-dev/vendetta/providers/qemu"
 )
+
+// kernelVariable names the kernel that virtual machines boot container images
+// with, instead of the newest that is found on the node.
+const kernelVariable = "VENDETTA_QEMU_KERNEL"
 
 // nodeProviders is the list of what a node can host workspaces with.
 func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Logger) func(serverID string) []providers.Provider {
@@ -29,6 +34,9 @@ func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Lo
 		list := []providers.Provider{native.New(native.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "native", serverID),
 			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
+		}), qemu.New(qemu.Options{
+			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "qemu", serverID), GuestProgram: guest, Images: images,
+			Kernel: os.Getenv(kernelVariable), KernelDir: filepath.Join(a.agentDir(), "kernel"), Logger: log,
 		})}
 		list = append(list, lxc.New(lxc.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "lxc", serverID),

@@ -37,6 +37,12 @@ func TestScripts(t *testing.T) {
 			if strings.HasPrefix(filepath.Base(env.WorkDir), "script-docker") {
 				env.Setenv("IMAGE", testbed.Image(t))
 				env.Setenv("DOCKER_HOST", testbed.Docker(t))
+				env.Setenv("ARCHIVE", testbed.Archive(t))
+			}
+			if strings.HasPrefix(filepath.Base(env.WorkDir), "script-images") {
+				env.Setenv("REGISTRY_IMAGE", testbed.RegistryImage(t))
+				env.Setenv("ARCHIVE", testbed.Archive(t))
+				env.Setenv("LAYOUT", testbed.Layout(t))
 			}
 			env.Setenv("VENDETTA_STATE_DIR", state)
 			env.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))

@@ -30,6 +30,9 @@ need ssh openssh-client
 need ip iproute2
 need git git
 need gcc gcc
+need qemu-system-x86_64 qemu-system-x86
+need qemu-img qemu-utils
+need mkfs.ext4 e2fsprogs
 [ -e /bin/busybox ] || missing+=(busybox-static)
 need lxc-start lxc
 need newuidmap uidmap

@@ -39,6 +39,9 @@ type Options struct {
 	// ReapOrphans reaps children that were not started here: for the first
 	// process of an instance.
 	ReapOrphans bool
+	// GiveProject makes a project folder that is empty and root's the default
+	// user's own, where no provider could do it from outside.
+	GiveProject bool
 	// Etc is the folder of passwd and group; empty means /etc.
 	Etc string
 	// KeepEnded is the number of ended processes kept with their output, 200
@@ -91,6 +94,11 @@ func New(ctx context.Context, opts Options) (*Guest, error) {
 		}
 	}
 	opts.Env = slices.Clone(opts.Env)
+	if opts.GiveProject {
+		if err := giveProject(opts.ProjectDir, opts.DefaultUser, accounts{etc: opts.Etc}); err != nil {
+			return nil, fmt.Errorf("guest: %w", err)
+		}
+	}
 	processes, err := loadProcesses(filepath.Join(opts.StateDir, "processes"), opts.KeepEnded, opts.MostRunning, opts.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("guest: %w", err)

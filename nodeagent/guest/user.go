@@ -178,3 +178,25 @@ func (a account) String() string {
 	}
 	return strconv.FormatUint(uint64(a.uid), 10)
 }
+
+// giveProject makes dir user's own when it is empty and root's. A user that the
+// instance does not have owns nothing; commands then say so.
+func giveProject(dir, user string, a accounts) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid != 0 || owner.Gid != 0 || !info.IsDir() {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		return err
+	}
+	found, err := a.lookup(user)
+	if err != nil || found.uid == 0 && found.gid == 0 {
+		return nil //nolint:nilerr // see above
+	}
+	return os.Lchown(dir, int(found.uid), int(found.gid))
+}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/fake"
+	"github.com/vendetta-dev/vendetta/providers/providertest"
 )
 
 func create(t *testing.T, p *fake.Provider, spec providers.Spec) providers.Instance {
@@ -416,4 +418,26 @@ func TestImages(t *testing.T) {
 	if images.Name() != "fake" {
 		t.Error(images.Name())
 	}
+}
+
+func TestImagesContract(t *testing.T) {
+	machine, p := setUp(t, idle)
+	published := []string{}
+	providertest.RunImages(t, providertest.ImagesHarness{
+		New: func(*testing.T) providers.Images { return machine.Images() },
+		Use: func(t *testing.T, image providers.Image) (release func()) {
+			workspace := strings.ToLower(rand.Text()[:12])
+			create(t, p, providers.Spec{Workspace: workspace, Image: image.Ref})
+			return func() {
+				if err := p.Destroy(context.WithoutCancel(t.Context()), workspace, true); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+		Publish: func(_ *testing.T, ref string) {
+			published = append(published, ref)
+			machine.SetImages(published...)
+			machine.MoveTag(ref)
+		},
+	})
 }

@@ -74,7 +74,7 @@ func (e entry) image(ref string) providers.Image {
 func (s *Store) List(ctx context.Context) ([]providers.Image, error) {
 	entries, err := s.all()
 	if err != nil {
-		return nil, explain("list images", reference{}, err)
+		return nil, explain(ctx, "list images", reference{}, err)
 	}
 	var images []providers.Image
 	for _, e := range entries {
@@ -117,7 +117,7 @@ func (s *Store) Pull(ctx context.Context, ref string, said func(string)) (provid
 		digest = image.Digest
 	}
 	if err != nil {
-		return providers.Image{}, explain(s.doing(r), r, err)
+		return providers.Image{}, explain(ctx, s.doing(r), r, err)
 	}
 	return s.one(digest, r.text)
 }
@@ -151,7 +151,7 @@ func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (prov
 	digest, err := s.load(ctx, &r, archive)
 	if err != nil {
 		// It came from the caller: no registry is to blame.
-		return providers.Image{}, explain("import image "+r.text, reference{kind: kindPath, text: r.text, path: "the archive"}, err)
+		return providers.Image{}, explain(ctx, "import image "+r.text, reference{kind: kindPath, text: r.text, path: "the archive"}, err)
 	}
 	return s.one(digest, r.text)
 }
@@ -202,7 +202,7 @@ func (s *Store) load(ctx context.Context, r *reference, archive io.Reader) (stri
 	if err != nil {
 		return "", err
 	}
-	return digest, s.setMeaning(*r, meaning{Digest: digest})
+	return digest, s.setMeaning(ctx, *r, meaning{Digest: digest})
 }
 
 func (s *Store) spool(ctx context.Context, path string, archive io.Reader) error {
@@ -228,7 +228,7 @@ func (s *Store) Prune(ctx context.Context) ([]providers.Image, error) {
 	removed, err := s.prune(ctx)
 	// Even if nothing was pruned: what earlier ones left is removed too.
 	err = errors.Join(err, s.emptyTrash())
-	return removed, explain("prune images", reference{}, err)
+	return removed, explain(ctx, "prune images", reference{}, err)
 }
 
 func (s *Store) prune(ctx context.Context) ([]providers.Image, error) {
@@ -305,7 +305,7 @@ func (s *Store) emptyTrash() error {
 		return err
 	}
 	var errs []error
-	for _, name := range names {
+	for _, name := range names { // others may do the same meanwhile
 		errs = append(errs, os.RemoveAll(s.path(trashDir, name.Name())))
 	}
 	return errors.Join(errs...)

@@ -64,7 +64,7 @@ func (s *Store) getDisk(ctx context.Context, r reference, checksum, digest, hold
 			}
 			return rec.disk(dir), err
 		}
-		got, err := s.fetchDisk(ctx, r, checksum, digest, said)
+		got, err := s.fetchDisk(ctx, r, checksum, digest, fresh, said)
 		if err != nil {
 			return Disk{}, err
 		}
@@ -114,15 +114,16 @@ func (s *Store) letGo(digest, holder string) error {
 }
 
 // fetchDisk brings a disk image here and returns its digest.
-func (s *Store) fetchDisk(ctx context.Context, r reference, checksum, digest string, said func(string)) (string, error) {
+func (s *Store) fetchDisk(ctx context.Context, r reference, checksum, digest string, fresh bool, said func(string)) (string, error) {
 	release, err := lockName(ctx, s.path(locksDir, r.key(s.options.Platform)))
 	if err != nil {
 		return "", err
 	}
 	defer release()
-	known := s.means(r)
-	if rec, _, err := s.find(known.Digest, disksDir); err == nil && rec.meets(checksum) == nil && (digest == "" || digest == known.Digest) && known.Stamp == stamp(r.path) && r.local() {
-		return known.Digest, nil // another caller was quicker
+	for _, candidate := range s.candidates(r, checksum, digest, fresh) {
+		if rec, _, err := s.find(candidate, disksDir); err == nil && rec.meets(checksum) == nil {
+			return candidate, nil // another caller was quicker
+		}
 	}
 	select {
 	case s.turns <- struct{}{}:
@@ -130,31 +131,24 @@ func (s *Store) fetchDisk(ctx context.Context, r reference, checksum, digest str
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
-	work, end, err := s.scratch(ctx)
+	known := s.means(r)
+	if _, _, err := s.find(known.Digest, disksDir); err != nil || !fresh {
+		known = meaning{} // it must be sent whole
+	}
+	src, err := s.openDisk(ctx, r, known.Stamp)
 	if err != nil {
 		return "", err
 	}
-	defer end()
-	before := stamp(r.path)
+	defer func() { _ = src.Close() }()
+	if src.unchanged {
+		return known.Digest, nil
+	}
 	s.log.Info("fetch disk image", "image", r.text)
-	whole := filepath.Join(work, "image")
-	if err := os.Mkdir(whole, 0o700); err != nil {
+	rec, err := s.copyDisk(ctx, r, src, checksum, digest, &teller{said: said})
+	if err != nil {
 		return "", err
 	}
-	rec := record{Ref: r.text, Created: time.Now()}
-	if err := s.copyDisk(ctx, r, filepath.Join(whole, diskFile), &rec, &teller{said: said}); err != nil {
-		return "", err
-	}
-	if err := rec.meets(checksum); err != nil {
-		return "", err
-	}
-	if digest != "" && rec.Digest != digest {
-		return "", &mismatch{what: "the file", want: digest, got: rec.Digest}
-	}
-	if err := s.keepDisk(ctx, whole, rec); err != nil {
-		return "", err
-	}
-	return rec.Digest, s.setMeaning(r, meaning{Digest: rec.Digest, Stamp: before})
+	return rec.Digest, s.setMeaning(ctx, r, meaning{Digest: rec.Digest, Stamp: src.stamp})
 }
 
 // keepDisk moves a disk image to where it stays.
@@ -183,22 +177,36 @@ func (s *Store) keepDisk(ctx context.Context, whole string, rec record) error {
 	return syncDir(s.path(disksDir))
 }
 
-// copyDisk reads a disk image from where it is to path.
-func (s *Store) copyDisk(ctx context.Context, r reference, path string, rec *record, tell *teller) error {
-	src, size, err := s.openDisk(ctx, r)
+// copyDisk reads a disk image from where it is into the store.
+func (s *Store) copyDisk(ctx context.Context, r reference, src diskSource, checksum, digest string, tell *teller) (record, error) {
+	rec := record{Ref: r.text, Created: time.Now()}
+	if src.size > s.limits.archive {
+		return rec, refuse("it is %d bytes, more than %d", src.size, s.limits.archive)
+	}
+	work, end, err := s.scratch(ctx)
 	if err != nil {
-		return err
+		return rec, err
 	}
-	defer func() { _ = src.Close() }()
-	if size > s.limits.archive {
-		return refuse("it is %d bytes, more than %d", size, s.limits.archive)
+	defer end()
+	whole := filepath.Join(work, "image")
+	if err := os.Mkdir(whole, 0o700); err != nil {
+		return rec, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
+	f, err := os.OpenFile(filepath.Join(whole, diskFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o400)
 	if err != nil {
-		return err
+		return rec, err
 	}
-	err = s.fillDisk(ctx, f, tell.watch(src, "disk image", size), size, rec)
-	return errors.Join(err, f.Close())
+	err = s.fillDisk(ctx, f, tell.watch(src, "disk image", src.size), src.size, &rec)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return rec, err
+	}
+	if err := rec.meets(checksum); err != nil {
+		return rec, err
+	}
+	if digest != "" && rec.Digest != digest {
+		return rec, &mismatch{what: "the file", want: digest, got: rec.Digest}
+	}
+	return rec, s.keepDisk(ctx, whole, rec)
 }
 
 func (s *Store) fillDisk(ctx context.Context, f *os.File, src io.Reader, size int64, rec *record) error {
@@ -226,28 +234,33 @@ func (s *Store) fillDisk(ctx context.Context, f *os.File, src io.Reader, size in
 
 // copySparse copies and leaves out what is zero, which most of a raw image is.
 func copySparse(f *os.File, r io.Reader) (int64, error) {
-	const block = 64 << 10
-	buffer := make([]byte, block)
-	var at int64
-	for {
-		n, err := io.ReadFull(r, buffer)
+	buffer := make([]byte, 64<<10)
+	for at := int64(0); ; {
+		n, err := fill(r, buffer)
 		if n > 0 && !isZero(buffer[:n]) {
 			if _, err := f.WriteAt(buffer[:n], at); err != nil {
 				return at, err
 			}
 		}
 		at += int64(n)
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && n > 0 && n < block {
-			// Whether the reader ended well or was cut off shows at once.
-			if _, again := r.Read(buffer[:1]); again != nil && !errors.Is(again, io.EOF) {
-				return at, again
-			}
+		if errors.Is(err, io.EOF) {
 			return at, f.Truncate(at)
 		}
 		if err != nil {
 			return at, err
 		}
 	}
+}
+
+// fill reads until p is full or r says why not; io.ReadFull would word an end that
+// came too early as it does the last block.
+func fill(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var more int
+		more, err = r.Read(p[n:])
+		n += more
+	}
+	return n, err
 }
 
 func isZero(p []byte) bool {
@@ -259,43 +272,65 @@ func isZero(p []byte) bool {
 	return true
 }
 
-// openDisk opens a disk image where it is; size is -1 when that is not said.
-func (s *Store) openDisk(ctx context.Context, r reference) (io.ReadCloser, int64, error) {
-	if r.local() {
-		f, err := os.OpenFile(r.path, os.O_RDONLY|nonBlocking, 0)
-		if err != nil {
-			return nil, 0, err
-		}
-		info, err := f.Stat()
-		if err == nil && !info.Mode().IsRegular() {
-			err = refuse("it is not a regular file")
-		}
-		if err != nil {
-			return nil, 0, errors.Join(err, f.Close())
-		}
-		return f, info.Size(), nil
+// diskSource is a disk image where it is.
+type diskSource struct {
+	io.ReadCloser
+	size  int64 // -1 when that is not said
+	stamp string
+	// unchanged: it still has the stamp that was known, and nothing is sent.
+	unchanged bool
+}
+
+func (s *Store) openDisk(ctx context.Context, r reference, known string) (diskSource, error) {
+	if !r.local() {
+		return s.request(ctx, r, known)
 	}
+	src := diskSource{stamp: stamp(r.path)}
+	f, err := os.OpenFile(r.path, os.O_RDONLY|nonBlocking, 0)
+	if err != nil {
+		return src, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = refuse("it is not a regular file")
+	}
+	if err != nil {
+		return src, errors.Join(err, f.Close())
+	}
+	src.ReadCloser, src.size, src.unchanged = f, info.Size(), known != "" && known == src.stamp
+	return src, nil
+}
+
+// request asks a web server for a disk image, or whether it has another by now.
+func (s *Store) request(ctx context.Context, r reference, known string) (diskSource, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.address.String(), nil)
 	if err != nil {
-		return nil, 0, err
+		return diskSource{}, err
 	}
 	request.Header.Set("User-Agent", "vendetta")
+	if known != "" {
+		request.Header.Set("If-None-Match", known)
+	}
 	client := &http.Client{Transport: s.wire(), CheckRedirect: func(to *http.Request, via []*http.Request) error {
 		if len(via) >= 10 {
-			return errors.New("it is redirected too often")
+			return refuse("it is redirected too often")
 		}
 		if isLoopback(to.URL.Hostname()) && !isLoopback(via[0].URL.Hostname()) {
-			return errors.New("it is redirected to the node itself")
+			return refuse("it is redirected to the node itself")
 		}
 		return nil
 	}}
 	answer, err := client.Do(request)
 	if err != nil {
-		return nil, 0, err
+		return diskSource{}, err
 	}
-	if answer.StatusCode != http.StatusOK {
+	src := diskSource{ReadCloser: answer.Body, size: answer.ContentLength, stamp: answer.Header.Get("ETag")}
+	switch {
+	case answer.StatusCode == http.StatusNotModified && known != "":
+		src.unchanged = true
+	case answer.StatusCode != http.StatusOK:
 		_ = answer.Body.Close() // what it says is for people with a browser
-		return nil, 0, &transport.Error{StatusCode: answer.StatusCode}
+		return diskSource{}, &transport.Error{StatusCode: answer.StatusCode}
 	}
-	return answer.Body, answer.ContentLength, nil
+	return src, nil
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ func (e *truncated) Error() string {
 func (e *truncated) Unwrap() error { return e.cause }
 
 // refused: what an image or a disk says is not taken.
-type refused struct{ why string }
+type refused struct{ why, next string }
 
 func (e *refused) Error() string { return e.why }
 
@@ -60,7 +61,7 @@ func invalid(message, next string) error {
 
 // explain turns what went wrong with ref into an error of the contract. doing is
 // the operation and what it was done to.
-func explain(doing string, ref reference, err error) error {
+func explain(ctx context.Context, doing string, ref reference, err error) error {
 	var own *providers.Error
 	if err == nil || errors.As(err, &own) {
 		return err
@@ -79,9 +80,9 @@ func explain(doing string, ref reference, err error) error {
 		e.Kind = providers.ErrExhausted
 		e.Message = doing + ": the disk of the node is full"
 		e.Next = "free space on the node: vendetta image prune removes the images that nothing uses"
-	case errors.Is(err, context.Canceled):
+	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Message = nil, doing+": cancelled"
-	case errors.Is(err, context.DeadlineExceeded) && !isNet(err):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		e.Kind, e.Message = nil, doing+": it took too long"
 		e.Next = "try again; vendetta image pull fetches an image ahead of time"
 	case errors.Is(err, errStalled):
@@ -105,6 +106,7 @@ func explain(doing string, ref reference, err error) error {
 		if ref.kind == kindDisk {
 			e.Next = "use a disk image that stands alone, in the format qcow2 or raw (qemu-img convert -O qcow2 IN OUT makes one)"
 		}
+		e.Next = cmp.Or(no.next, e.Next)
 	case errors.As(err, &answer):
 		explainAnswer(e, doing, ref, answer)
 	case errors.Is(err, errPlain):
@@ -118,8 +120,10 @@ func explain(doing string, ref reference, err error) error {
 		e.Next = "check the path; it is one of the node, not of the machine you type on"
 	case ref.local() && errors.Is(err, fs.ErrPermission):
 		e.Next = "let the user of the node agent read it"
+	case errors.As(err, &path):
+		e.Kind = nil // the store's own folder
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		e.Message = doing + ": it ends in the middle"
+		e.Message = fmt.Sprintf("%s: %s stops in the middle", doing, ref.from())
 		e.Next = "try again, or bring the image by hand: " + byHand(ref)
 	}
 	return e

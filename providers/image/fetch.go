@@ -31,23 +31,24 @@ func (s *Store) get(ctx context.Context, r reference, digest, holder string, fre
 	if err := s.prepare(); err != nil {
 		return Image{}, err
 	}
+	here := digest
 	for range rounds {
-		if digest == "" && r.kind == kindRegistry && !fresh {
-			digest = s.means(r).Digest
+		if here == "" && r.kind == kindRegistry && !fresh {
+			here = s.means(r).Digest
 		}
-		if digest != "" {
-			rec, dir, err := s.take(ctx, digest, holder, imagesDir)
+		if here != "" {
+			rec, dir, err := s.take(ctx, here, holder, imagesDir)
 			if err == nil || !isAbsent(err) {
 				return rec.image(dir), err
 			}
 		}
 		var err error
-		if digest, err = s.fetch(ctx, r, digest, fresh, said); err != nil {
+		if here, err = s.fetch(ctx, r, digest, fresh, said); err != nil {
 			return Image{}, err
 		}
 		fresh = false
 	}
-	return Image{}, absent(digest)
+	return Image{}, absent(here)
 }
 
 // take holds what is here.
@@ -99,7 +100,7 @@ func (s *Store) fetch(ctx context.Context, r reference, digest string, fresh boo
 	if digest != "" && digest != got {
 		return got, nil // what the reference means now was not asked
 	}
-	return got, s.setMeaning(r, meaning{Digest: got})
+	return got, s.setMeaning(ctx, r, meaning{Digest: got})
 }
 
 // install looks an image up in a source and unpacks it.
@@ -321,14 +322,21 @@ func (s *Store) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if left, err = os.ReadDir(s.path(tmpDir)); err != nil {
+	err = s.sweepAlone()
+	unlock()
+	return errors.Join(err, s.emptyTrash())
+}
+
+func (s *Store) sweepAlone() error {
+	left, err := os.ReadDir(s.path(tmpDir))
+	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, entry := range left {
 		path := s.path(tmpDir, entry.Name())
-		if !entry.IsDir() {
+		if !entry.IsDir() { // of setMeaning, which does not run now
+			errs = append(errs, os.Remove(path))
 			continue
 		}
 		release, ok, err := claim(path)

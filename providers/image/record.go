@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -110,7 +111,13 @@ func (s *Store) means(r reference) meaning {
 	return m
 }
 
-func (s *Store) setMeaning(r reference, m meaning) error {
+func (s *Store) setMeaning(ctx context.Context, r reference, m meaning) error {
+	// Not while somebody sweeps, who would take the new file for a dead process's.
+	unlock, err := lockStore(ctx, s.path(storeLock), false)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m.Ref = r.text
 	return writeJSON(s.path(refsDir, r.key(s.options.Platform)), s.path(tmpDir), m)
 }

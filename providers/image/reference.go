@@ -3,6 +3,7 @@ package image
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -57,6 +58,9 @@ func parse(text string) (reference, error) {
 		return reference{kind: kindPath, text: text, canonical: path, path: path}, nil
 	}
 	named, err := name.ParseReference(text)
+	if err == nil && strings.HasPrefix(text, "-") {
+		err = errors.New("a name begins with a letter or a digit")
+	}
 	if err != nil {
 		return reference{}, invalid(
 			fmt.Sprintf("image %q: %v", text, err),

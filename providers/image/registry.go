@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // registry is a source that is asked over the network. It logs in with what
@@ -46,18 +49,25 @@ func (r *registry) first(ctx context.Context, digest string) ([]byte, v1.Hash, e
 	}
 	got, err := r.puller.Get(ctx, named)
 	if err != nil {
+		if strings.Contains(err.Error(), "does not match requested digest") { // it has no type
+			err = &mismatch{what: "what " + r.named.Context().RegistryStr() + " sent for the manifest", want: named.Identifier(), got: "another"}
+		}
 		return nil, v1.Hash{}, err
 	}
 	return got.Manifest, got.Digest, nil
 }
 
-// part of a digest. Small parts that are manifests lie elsewhere than blobs.
 func (r *registry) part(ctx context.Context, of v1.Hash) (io.ReadCloser, error) {
 	layer, err := r.puller.Layer(ctx, r.named.Context().Digest(of.String()))
 	if err != nil {
 		return nil, err
 	}
-	return layer.Compressed()
+	body, err := layer.Compressed()
+	var answer *transport.Error
+	if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
+		err = refuse("%s has the image and not its part %s", r.named.Context().RegistryStr(), of)
+	}
+	return body, err
 }
 
 func (r *registry) whole(context.Context, string) (picture, bool, error) {
@@ -121,7 +131,9 @@ func again(r *http.Request, answer *http.Response, err error) bool {
 		return false
 	}
 	if err != nil {
-		return !errors.Is(err, errStalled)
+		var timeout net.Error
+		return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
+			errors.As(err, &timeout) && timeout.Timeout()
 	}
 	switch answer.StatusCode {
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusInternalServerError,

@@ -131,7 +131,10 @@ func otherPlatform(platform string, offered []string) error {
 	if len(offered) > 20 {
 		offered = append(offered[:20], "...")
 	}
-	return refuse("the image is not for %s; it is for %s", platform, strings.Join(offered, ", "))
+	return &refused{
+		why:  fmt.Sprintf("the image is not for %s; it is for %s", platform, strings.Join(offered, ", ")),
+		next: "name an image for " + platform + ", or a node that is of its kind",
+	}
 }
 
 // readPart reads a small part and checks it.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/vendetta-dev/vendetta/providers"
@@ -135,7 +136,7 @@ func (s *Store) Get(ctx context.Context, ref, digest, holder string) (Image, err
 		}
 	}
 	image, err := s.get(ctx, r, digest, holder, false, nil)
-	return image, explain(s.doing(r), r, err)
+	return image, explain(ctx, s.doing(r), r, err)
 }
 
 // Held returns the image of digest for a holder that has it already.
@@ -170,7 +171,7 @@ func (s *Store) GetDisk(ctx context.Context, ref, checksum, digest, holder strin
 		}
 	}
 	disk, err := s.getDisk(ctx, r, checksum, digest, holder, false, nil)
-	return disk, explain(s.doing(r), r, err)
+	return disk, explain(ctx, s.doing(r), r, err)
 }
 
 // HeldDisk is Held for a disk image.
@@ -213,40 +214,49 @@ func (s *Store) Derived(ctx context.Context, digest, name string, make func(ctx 
 	if exists(path) {
 		return path, nil
 	}
-	if err := s.prepare(); err != nil {
-		return "", err
+	if err := s.derive(ctx, digest, path, make); err != nil {
+		return "", explain(ctx, fmt.Sprintf("make %s of image %s", name, digest), reference{}, err)
 	}
-	release, err := lockName(ctx, s.path(locksDir, filepath.Base(dir)+"."+name))
+	return path, nil
+}
+
+// derive makes the file of an image that lies at path in the end.
+func (s *Store) derive(ctx context.Context, digest, path string, make func(ctx context.Context, path string) error) error {
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	name := filepath.Base(path)
+	release, err := lockName(ctx, s.path(locksDir, strings.Replace(digest, ":", "-", 1)+"."+name))
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer release()
 	if exists(path) {
-		return path, nil
+		return nil
 	}
 	work, end, err := s.scratch(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer end()
 	fresh := filepath.Join(work, name)
 	if err := make(ctx, fresh); err != nil {
-		return "", err
+		return err
 	}
 	if err := syncFile(fresh); err != nil {
-		return "", err
+		return err
 	}
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", s.gone(digest, err)
+		return gone(digest, err)
 	}
 	if err := os.Rename(fresh, path); err != nil {
-		return "", s.gone(digest, err)
+		return gone(digest, err)
 	}
-	return path, syncDir(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
 }
 
 // gone says that an image was removed while it was in use without a holder.
-func (s *Store) gone(digest string, err error) error {
+func gone(digest string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return absent(digest)
 	}

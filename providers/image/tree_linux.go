@@ -129,6 +129,8 @@ func (t *tree) makeFolder(name string, hops int) (int, error) {
 		}
 	} else if err != nil {
 		return -1, &os.PathError{Op: "make folder", Path: name, Err: err}
+	} else if err := unix.Fchmodat(parent, base, 0o755, 0); err != nil { // whatever the umask
+		return -1, &os.PathError{Op: "change mode", Path: name, Err: err}
 	}
 	fd, _, err = t.open(name, unix.O_PATH|unix.O_DIRECTORY)
 	return fd, err
@@ -413,17 +415,26 @@ func empty(dir int, base string, keep map[uint64]struct{}) error {
 	}
 }
 
-// hide removes what a whiteout names, but for what keep names.
+// hide removes what a whiteout names, but for what keep names and the folders that
+// lead there.
 func hide(dir int, base string, keep map[uint64]struct{}) error {
 	st, err := stat(dir, base)
 	if err != nil || st == nil {
 		return err
 	}
-	if _, kept := keep[st.Ino]; !kept {
-		return remove(dir, base)
+	_, kept := keep[st.Ino]
+	switch {
+	case isFolder(st):
+		if err := empty(dir, base, keep); err != nil || kept {
+			return err
+		}
+		err := unix.Unlinkat(dir, base, unix.AT_REMOVEDIR)
+		if err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+			return &os.PathError{Op: "remove", Path: base, Err: err}
+		}
+		return nil
+	case kept:
+		return nil
 	}
-	if isFolder(st) {
-		return empty(dir, base, keep)
-	}
-	return nil
+	return remove(dir, base)
 }

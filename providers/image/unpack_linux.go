@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,14 +56,16 @@ func (b *budget) entry(h *tar.Header) error {
 // the digest is empty), what comes out of it to diff.
 func (t *tree) unpack(ctx context.Context, b *budget, packed io.Reader, digest string, size int64, diff string) error {
 	var outer *checked
+	what := "a layer"
 	if digest != "" {
+		what = "what layer " + digest + " unpacks to"
 		outer = check(packed, "layer "+digest, digest, size)
 		packed = outer
 	}
 	in := &measured{r: packed}
 	plain, done, err := decompress(in)
 	if err != nil {
-		return damaged(err, outer)
+		return damaged(ctx, err, outer)
 	}
 	defer done()
 	l := &layer{
@@ -75,12 +76,12 @@ func (t *tree) unpack(ctx context.Context, b *budget, packed io.Reader, digest s
 		word:   fmt.Sprintf("a layer unpacks to more than %d times its size", b.limits.ratio),
 	}
 	out := &measured{r: plain, max: l.most, word: l.word}
-	inner := check(&cancelled{ctx: ctx, r: out}, "what layer "+digest+" unpacks to", diff, -1)
+	inner := check(&cancelled{ctx: ctx, r: out}, what, diff, -1)
 	if err := l.read(tar.NewReader(inner)); err != nil {
-		return damaged(err, outer)
+		return damaged(ctx, err, outer)
 	}
 	if err := inner.finish(); err != nil {
-		return damaged(err, outer)
+		return damaged(ctx, err, outer)
 	}
 	if outer != nil {
 		return outer.finish()
@@ -90,30 +91,31 @@ func (t *tree) unpack(ctx context.Context, b *budget, packed io.Reader, digest s
 
 // damaged prefers what the digest says of a layer to what its damage looks like:
 // other bytes than those asked for are the cause of whatever comes of them.
-func damaged(err error, outer *checked) error {
-	var no *refused
-	if outer == nil || errors.As(err, &no) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return wordDamage(err)
-	}
-	var short *truncated
-	var wrong *mismatch
-	if errors.As(err, &short) || errors.As(err, &wrong) && wrong.what == outer.what {
+func damaged(ctx context.Context, err error, outer *checked) error {
+	if ctx.Err() != nil {
 		return err
 	}
-	if worse := outer.finish(); worse != nil {
-		return worse
+	if outer != nil {
+		var packed *mismatch
+		if errors.As(err, &packed) && packed.what == outer.what {
+			return err
+		}
+		if worse := outer.finish(); worse != nil {
+			return worse
+		}
 	}
-	return wordDamage(err)
-}
-
-// wordDamage tells an archive that makes no sense from trouble of this machine.
-func wordDamage(err error) error {
-	if errors.Is(err, tar.ErrHeader) || errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) ||
-		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) ||
-		errors.Is(err, zstd.ErrMagicMismatch) || errors.Is(err, tar.ErrFieldTooLong) {
-		return &refused{why: "a layer is damaged: " + err.Error()}
+	var (
+		no    *refused
+		wrong *mismatch
+		short *truncated
+		path  *fs.PathError
+		errno unix.Errno
+	)
+	if errors.As(err, &no) || errors.As(err, &wrong) || errors.As(err, &short) || errors.As(err, &path) || errors.As(err, &errno) {
+		return err
 	}
-	return err
+	// The rest comes from those who read the archive.
+	return refuse("a layer is damaged: %v", err)
 }
 
 // layer is one layer on its way into a tree.
