@@ -179,7 +179,7 @@ func (s *Store) load(ctx context.Context, r *reference, archive io.Reader) (stri
 	names := src.names()
 	switch {
 	case r.named == nil && len(names) == 0:
-		return "", invalid("import image: the archive does not name its image", "name it: vendetta image import --as NAME")
+		return "", invalid("import image: the archive does not name its image", "name it: vendetta image import FILE --name NAME")
 	case r.named == nil && len(names) > 1:
 		return "", invalid("import image: the archive has several: "+strings.Join(names, ", "), "name the one to import, or save one alone")
 	case r.named == nil:

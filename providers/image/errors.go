@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/user"
 	"strings"
@@ -120,6 +121,8 @@ func explain(ctx context.Context, doing string, ref reference, err error) error 
 		e.Next = "check the path; it is one of the node, not of the machine you type on"
 	case ref.local() && errors.Is(err, fs.ErrPermission):
 		e.Next = "let the user of the node agent read it"
+	case errors.As(err, &path) && ref.local():
+		e.Next = "check that it is an OCI layout, what docker save wrote, or a disk image"
 	case errors.As(err, &path):
 		e.Kind = nil // the store's own folder
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
@@ -156,6 +159,7 @@ func explainAnswer(e *providers.Error, doing string, ref reference, answer *tran
 		e.Next = "try again later, or bring the image by hand: " + byHand(ref)
 	default:
 		e.Message = fmt.Sprintf("%s: %s answers %d %s", doing, ref.from(), code, http.StatusText(code))
+		e.Next = "check the reference, or bring the image by hand: " + byHand(ref)
 	}
 }
 
@@ -163,13 +167,18 @@ func byHand(ref reference) string {
 	if ref.kind == kindDisk {
 		return "copy the disk image to the node and name it by its absolute path"
 	}
-	return fmt.Sprintf("docker save %s -o image.tar elsewhere, then vendetta image import", ref.text)
+	return fmt.Sprintf("docker save %s -o image.tar elsewhere, then vendetta image import image.tar", ref.text)
 }
 
-// isNet says whether err came from the network and not from a server's answer.
+// isNet says whether err came from the network and not from a server's answer. A
+// net.Error says nothing here: file systems' errors have its methods too.
 func isNet(err error) bool {
-	var op net.Error
-	return errors.As(err, &op) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
+	var (
+		op      *net.OpError
+		lookUp  *net.DNSError
+		request *url.Error
+	)
+	return errors.As(err, &op) || errors.As(err, &lookUp) || errors.As(err, &request)
 }
 
 // lastError is the innermost sentence; the outer ones repeat addresses.

@@ -19,14 +19,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// registry is a source that is asked over the network. It logs in with what
+// registrySource is a source that is asked over the network. It logs in with what
 // docker login left for the agent's user, credential helpers included.
-type registry struct {
+type registrySource struct {
 	named  name.Reference
 	puller *remote.Puller
 }
 
-func (s *Store) registry(ref reference) (*registry, error) {
+func (s *Store) registry(ref reference) (*registrySource, error) {
 	puller, err := remote.NewPuller(
 		remote.WithAuthFromKeychain(authn.DefaultKeychain),
 		remote.WithTransport(s.wire()),
@@ -39,10 +39,10 @@ func (s *Store) registry(ref reference) (*registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &registry{named: ref.named, puller: puller}, nil
+	return &registrySource{named: ref.named, puller: puller}, nil
 }
 
-func (r *registry) first(ctx context.Context, digest string) ([]byte, v1.Hash, error) {
+func (r *registrySource) first(ctx context.Context, digest string) ([]byte, v1.Hash, error) {
 	named := r.named
 	if digest != "" {
 		named = named.Context().Digest(digest)
@@ -57,7 +57,7 @@ func (r *registry) first(ctx context.Context, digest string) ([]byte, v1.Hash, e
 	return got.Manifest, got.Digest, nil
 }
 
-func (r *registry) part(ctx context.Context, of v1.Hash) (io.ReadCloser, error) {
+func (r *registrySource) part(ctx context.Context, of v1.Hash) (io.ReadCloser, error) {
 	layer, err := r.puller.Layer(ctx, r.named.Context().Digest(of.String()))
 	if err != nil {
 		return nil, err
@@ -67,14 +67,28 @@ func (r *registry) part(ctx context.Context, of v1.Hash) (io.ReadCloser, error) 
 	if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
 		err = refuse("%s has the image and not its part %s", r.named.Context().RegistryStr(), of)
 	}
-	return body, err
+	if err != nil {
+		return nil, err
+	}
+	return unchecked{body}, nil
 }
 
-func (r *registry) whole(context.Context, string) (picture, bool, error) {
+// unchecked leaves it to our own check to say what is wrong with a body.
+type unchecked struct{ io.ReadCloser }
+
+func (u unchecked) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err != nil && strings.HasPrefix(err.Error(), "error verifying ") { // it has no type
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (r *registrySource) whole(context.Context, string) (picture, bool, error) {
 	return picture{}, false, nil
 }
-func (r *registry) far() bool    { return true }
-func (r *registry) close() error { return nil }
+func (r *registrySource) far() bool    { return true }
+func (r *registrySource) close() error { return nil }
 
 // wire is how this store talks to registries and web servers.
 func (s *Store) wire() http.RoundTripper {
