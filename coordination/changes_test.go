@@ -541,7 +541,9 @@ func TestStats(t *testing.T) {
 		_, err = stats()
 		wantError(t, err, api.FailedPrecondition, "stopped")
 		agent.kill()
+		w.fleet.mu.Lock()
 		w.fleet.startErr = api.Errorf(api.Unavailable, "no")
+		w.fleet.mu.Unlock()
 		pass(2 * leaseTTL)
 		_, err = stats()
 		wantError(t, err, api.Unavailable, "measure workspace x")
@@ -583,7 +585,7 @@ func TestOrphans(t *testing.T) {
 		}
 		agent.set(func() {
 			agent.report.Orphans = []*vendettav1.Orphan{
-				orphan("lost", time.Now()),
+				orphan("lost", time.Now().Add(-22*time.Hour)),
 				orphan("early", time.Now().Add(-48*time.Hour)), // the node's clock is behind
 				orphan(id, time.Now().Add(-48*time.Hour)),
 			}
@@ -621,7 +623,7 @@ func TestOrphans(t *testing.T) {
 			t.Errorf("removed %v", got)
 		}
 		agent.set(func() { clear(agent.fail) })
-		pass(24 * time.Hour)
+		pass(time.Hour)
 		if got := removed(); !slices.Equal(got, []string{"early", "lost"}) {
 			t.Errorf("removed %v", got)
 		}
