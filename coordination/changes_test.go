@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	paused  = vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
-	failed  = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
-	downed  = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN
+	paused = vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
+	failed = vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED
+	downed = vendettav1.WorkspaceState_WORKSPACE_STATE_DOWN
 )
 
 // done waits for a change that has to be accepted and to succeed.

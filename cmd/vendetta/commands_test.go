@@ -21,6 +21,8 @@ var everyCommand = []string{
 	"node undrain build1", "node spares build1 --provider docker --count 1", "node rm build1", "node add two --local", "node add two dev@192.0.2.9", "workspace list", "workspace status w",
 	"workspace create w2", "workspace up w", "workspace stop w", "workspace down w", "workspace rm w", "workspace exec w -- echo",
 	"workspace exec -d w -- echo", "workspace cp go.mod w:x", "workspace cp w:x .", "workspace ps w", "workspace logs w p", "workspace kill w p",
+	"workspace snapshot create w s", "workspace snapshot list w", "workspace snapshot restore w s", "workspace snapshot rm w s", "workspace fork w w2",
+	"workspace pause w", "workspace resume w", "workspace resize w --cpus 2", "workspace stats w",
 	"image list", "image pull debian:12", "image import -", "image prune", "server start", "mcp",
 }
 

@@ -65,9 +65,14 @@ func (s *stage) run(args ...string) result {
 	s.t.Helper()
 	var out, errOut bytes.Buffer
 	a := newApp(strings.NewReader(s.input), &out, &errOut, func(name string) string { return s.env[name] })
-	a.connect = func(context.Context) (*client.Client, error) { return client.New(s.server.Dial), nil }
+	a.connect = s.connect
 	code := run(context.Background(), a, args)
 	return result{out.String(), errOut.String(), code}
+}
+
+// connect is what a command line connects to.
+func (s *stage) connect(context.Context) (*client.Client, error) {
+	return client.New(s.server.Dial), nil
 }
 
 // ok runs a command line that has to succeed and print every one of the words.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vendetta-dev/vendetta/coordination/api"
 	vendettav1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/v1"
@@ -340,8 +341,25 @@ func nodeTable(n *vendettav1.Node) table {
 		if p.GetFix() != "" {
 			rows = append(rows, []string{"", "fix: " + p.GetFix()})
 		}
+		if p.GetUsable() && len(p.GetCapabilities()) > 0 {
+			rows = append(rows, []string{"", "can: " + strings.Join(p.GetCapabilities(), ", ")})
+		}
 	}
+	rows = append(rows, orphanRows(time.Now(), r.GetOrphans())...)
 	return table{header: []string{"FIELD", "VALUE"}, rows: rows, message: n, name: n.GetName()}
+}
+
+// orphanRows says which instances no workspace knows, and what becomes of them.
+func orphanRows(now time.Time, orphans []*vendettav1.Orphan) [][]string {
+	var rows [][]string
+	for _, o := range orphans {
+		rows = append(rows, []string{"orphan", fmt.Sprintf("%s of %s belongs to no workspace; found %s ago, removed in %s", o.GetInstance(), o.GetProvider(),
+			age(now, o.GetFoundAt()), age(o.GetRemoveAt().AsTime(), timestamppb.New(now)))})
+	}
+	if len(rows) > 0 {
+		rows = append(rows, []string{"", "it goes by itself; take out before with the provider's own tools what you want to keep"})
+	}
+	return rows
 }
 
 func newNodeTest(a *app) *cobra.Command {

@@ -206,7 +206,7 @@ func TestCompletions(t *testing.T) {
 		return string(out)
 	}
 	// Tab starts nothing.
-	for _, words := range [][]string{{"workspace", "status", ""}, {"node", "status", ""}, {"workspace", "logs", "w", ""}, {"workspace", "cp", ""}, {"workspace", "list", "--node", ""}} {
+	for _, words := range [][]string{{"workspace", "status", ""}, {"node", "status", ""}, {"workspace", "logs", "w", ""}, {"workspace", "cp", ""}, {"workspace", "list", "--node", ""}, {"workspace", "snapshot", "rm", "w", ""}} {
 		if got := complete(words...); strings.Contains(got, "\n\n") || strings.Count(got, "\n") != 1 {
 			t.Errorf("%v without a server: %q", words, got)
 		}
@@ -215,7 +215,7 @@ func TestCompletions(t *testing.T) {
 		t.Errorf("a completion started the server: %+v", r)
 	}
 	h.run("server", "start")
-	for _, words := range [][]string{{"workspace", "status", ""}, {"node", "status", ""}, {"workspace", "logs", "w", ""}, {"workspace", "status", "w", ""}, {"node", "status", "n", ""}} {
+	for _, words := range [][]string{{"workspace", "status", ""}, {"node", "status", ""}, {"workspace", "logs", "w", ""}, {"workspace", "status", "w", ""}, {"node", "status", "n", ""}, {"workspace", "snapshot", "rm", "w", ""}, {"workspace", "snapshot", "rm", "w", "s", ""}} {
 		if got := complete(words...); got != ":4\n" {
 			t.Errorf("%v with an empty server: %q", words, got)
 		}

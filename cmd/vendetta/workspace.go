@@ -25,7 +25,9 @@ func newWorkspace(a *app) *cobra.Command {
 		newWorkspaceCreate(a, runWorkspaceCreate), newWorkspaceList(a), newWorkspaceStatus(a),
 		newWorkspaceUp(a), newWorkspaceStop(a), newWorkspaceDown(a), newWorkspaceRemove(a),
 		newWorkspaceExec(a), newWorkspaceShell(a), newWorkspaceCopy(a),
-		newWorkspacePS(a), newWorkspaceLogs(a), newWorkspaceKill(a))
+		newWorkspacePS(a), newWorkspaceLogs(a), newWorkspaceKill(a),
+		newWorkspaceSnapshot(a), newWorkspaceFork(a), newWorkspacePause(a), newWorkspaceResume(a),
+		newWorkspaceResize(a, runWorkspaceResize), newWorkspaceStats(a))
 	cmd.Aliases = []string{"ws"}
 	return cmd
 }
@@ -122,7 +124,7 @@ func parseSize(s string) (uint64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	bad := api.Errorf(api.InvalidArgument, "memory %q: this is not a size", s).WithNext("write it as 512M or 2G")
+	bad := api.Errorf(api.InvalidArgument, "size %q: this is none", s).WithNext("write it as 512M or 2G")
 	parts := sizePattern.FindStringSubmatch(strings.ToUpper(s))
 	if parts == nil {
 		return 0, bad
@@ -170,7 +172,7 @@ func runWorkspaceCreate(ctx context.Context, a *app, o createOptions) error {
 	if change.GetNote() != "" {
 		a.note("%s", change.GetNote())
 	}
-	if err := a.waitFor(ctx, c, change.GetOperation()); err != nil {
+	if _, err := a.waitFor(ctx, c, change.GetOperation()); err != nil {
 		return err
 	}
 	if archive != nil {
@@ -178,12 +180,7 @@ func runWorkspaceCreate(ctx context.Context, a *app, o createOptions) error {
 			return err
 		}
 	}
-	w, err := c.Workspaces.GetWorkspace(ctx, &vendettav1.GetWorkspaceRequest{Name: o.name})
-	if err != nil {
-		return err
-	}
-	a.note("workspace %s is %s on %s (%s)", w.GetName(), enumWord(w.GetState(), "WORKSPACE_STATE_"), w.GetNode(), w.GetSpec().GetProvider())
-	return a.result(w.GetName(), w)
+	return a.made(ctx, c, o.name)
 }
 
 // bringSource sends the repository unless an earlier create did already.
@@ -208,15 +205,18 @@ func bringSource(ctx context.Context, a *app, c *client.Client, o createOptions,
 	return nil
 }
 
-// waitFor waits for an operation and turns its failure into an error. Ctrl-C ends
-// the waiting, not the operation.
-func (a *app) waitFor(ctx context.Context, c *client.Client, op *vendettav1.Operation) error {
-	_, err := c.Wait(ctx, op)
+// waitFor waits for an operation and turns its failure into an error. What a
+// success has to say is noted. Ctrl-C ends the waiting, not the operation.
+func (a *app) waitFor(ctx context.Context, c *client.Client, op *vendettav1.Operation) (*vendettav1.Operation, error) {
+	ended, err := c.Wait(ctx, op)
 	if err != nil && ctx.Err() != nil {
-		return api.Errorf(api.Unavailable, "%s %s: not waited for to the end; it goes on", op.GetVerb(), op.GetWorkspace()).
+		return nil, api.Errorf(api.Unavailable, "%s %s: not waited for to the end; it goes on", op.GetVerb(), op.GetWorkspace()).
 			WithNext("vendetta workspace status %s", op.GetWorkspace())
 	}
-	return err
+	if err == nil && ended.GetNote() != "" {
+		a.note("%s", ended.GetNote())
+	}
+	return ended, err
 }
 
 func newWorkspaceList(a *app) *cobra.Command {
@@ -287,15 +287,18 @@ func workspaceTable(w *vendettav1.Workspace) table {
 		[]string{"node", w.GetNode()},
 		[]string{"provider", spec.GetProvider()},
 		[]string{"image", dash(spec.GetImage())},
+	)
+	if spec.GetImageDigest() != "" {
+		rows = append(rows, []string{"digest", spec.GetImageDigest()})
+	}
+	rows = append(rows,
 		[]string{"instance", dash(w.GetInstance())},
 		[]string{"network", enumWord(spec.GetNetwork(), "NETWORK_")},
 		[]string{"created", age(time.Now(), w.GetCreatedAt()) + " ago"},
 	)
-	if r := spec.GetResources(); r.GetCpus() > 0 {
-		rows = append(rows, []string{"cpus", strconv.FormatFloat(r.GetCpus(), 'g', -1, 64)})
-	}
-	if r := spec.GetResources(); r.GetMemoryBytes() > 0 {
-		rows = append(rows, []string{"memory", size(r.GetMemoryBytes())})
+	rows = append(rows, limitRows(spec.GetResources())...)
+	if spec.GetPrivileged() {
+		rows = append(rows, []string{"privileged", "its root is the node's root"})
 	}
 	if s := spec.GetSource(); s != nil {
 		text := fmt.Sprintf("%s, %s at %.12s", s.GetPath(), dash(s.GetBranch()), dash(s.GetCommit()))
@@ -345,7 +348,8 @@ func countAndNames(total int32, names []string) string {
 }
 
 // change runs one of the verbs that a workspace takes and waits for its end.
-func (a *app) change(ctx context.Context, name string, call func(*client.Client) (*vendettav1.ChangeResponse, error)) error {
+// result is the name of what was changed.
+func (a *app) change(ctx context.Context, result string, call func(*client.Client) (*vendettav1.ChangeResponse, error)) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -354,15 +358,16 @@ func (a *app) change(ctx context.Context, name string, call func(*client.Client)
 	if err != nil {
 		return err
 	}
-	if err := a.waitFor(ctx, c, change.GetOperation()); err != nil {
+	op, err := a.waitFor(ctx, c, change.GetOperation())
+	if err != nil {
 		return err
 	}
-	return a.result(name, change.GetOperation())
+	return a.result(result, op)
 }
 
 func newWorkspaceUp(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "up NAME", Aliases: []string{"start"}, Short: "Start a stopped workspace again, making its instance anew when it is down",
+		Use: "up NAME", Aliases: []string{"start"}, Short: "Start a stopped or paused workspace again, making its instance anew when it is down",
 		Args: exactArgs(1), ValidArgsFunction: a.completeWorkspaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd.Context(), args[0], func(c *client.Client) (*vendettav1.ChangeResponse, error) {

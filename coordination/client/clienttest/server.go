@@ -44,6 +44,9 @@ type Server struct {
 type workspace struct {
 	record *vendettav1.Workspace
 	guest  *Guest
+	// snapshots are the oldest first.
+	snapshots []*vendettav1.Snapshot
+	measured  int
 	// mounted answers in the guest's place.
 	mounted http.Handler
 }

@@ -110,6 +110,8 @@ func (s *Server) settle(id string) {
 		switch w.record.Desired {
 		case vendettav1.DesiredState_DESIRED_STATE_RUNNING:
 			w.record.State = vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
+		case vendettav1.DesiredState_DESIRED_STATE_PAUSED:
+			w.record.State = vendettav1.WorkspaceState_WORKSPACE_STATE_PAUSED
 		case vendettav1.DesiredState_DESIRED_STATE_STOPPED:
 			w.record.State = vendettav1.WorkspaceState_WORKSPACE_STATE_STOPPED
 		case vendettav1.DesiredState_DESIRED_STATE_DOWN:
@@ -127,11 +129,7 @@ func noWorkspace(name string) error {
 	return api.ToConnect(api.Errorf(api.NotFound, "workspace %s: there is none of that name", name).WithNext("see which there are: vendetta workspace list"))
 }
 
-type workspaces struct {
-	vendettav1connect.UnimplementedWorkspaceServiceHandler
-
-	s *Server
-}
+type workspaces struct{ s *Server }
 
 func (h workspaces) CreateWorkspace(_ context.Context, r *vendettav1.CreateWorkspaceRequest) (*vendettav1.ChangeResponse, error) {
 	h.s.Lock()
