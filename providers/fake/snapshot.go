@@ -280,19 +280,18 @@ func copyTree(ctx context.Context, from, to string) error {
 			return ignoreGone(err)
 		}
 		target := filepath.Join(to, path[len(from):])
-		switch entry.Type() {
-		case fs.ModeDir:
-			if path == from {
-				return nil
-			}
+		switch {
+		case path == from:
+			return nil
+		case entry.IsDir():
 			return os.Mkdir(target, info.Mode().Perm())
-		case fs.ModeSymlink:
+		case entry.Type() == fs.ModeSymlink:
 			link, err := os.Readlink(path)
 			if err != nil {
 				return ignoreGone(err)
 			}
-			return os.Symlink(link, target)
-		case 0:
+			return os.Symlink(link, target) //nolint:gosec // the target is a new folder that only this call knows
+		case entry.Type().IsRegular():
 			return copyFile(path, target, info.Mode().Perm())
 		}
 		return nil // sockets and pipes are made anew by who needs them
