@@ -16,7 +16,13 @@ import (
 	"github.com/vendetta-dev/vendetta/providers/providertest"
 )
 
-func TestContract(t *testing.T) {
+func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
+
+// harness joins the suite.
+func harness(t *testing.T) providertest.Harness {
+	t.Helper()
 	testbed.Wants(t, Name)
 	state, err := os.MkdirTemp("", "v")
 	if err != nil {
@@ -29,11 +35,22 @@ func TestContract(t *testing.T) {
 	})
 	store := image.New(image.Options{Dir: filepath.Join(state, "images")})
 	guest, helper := testbed.Guest(t), testbed.LXCHelper(t)
-	providertest.Run(t, providertest.Harness{
+	return providertest.Harness{
 		New: func(_ *testing.T, server string) providers.Provider {
 			return New(Options{ServerID: server, StateDir: filepath.Join(state, server), GuestProgram: guest, Helper: helper, Images: store})
 		},
 		Leftovers: leftovers(state),
+		Objects: func(t *testing.T) []string {
+			var found []string
+			for _, pattern := range []string{filepath.Join(state, "*", "*"), filepath.Join(state, "*", "*", "*"), "/run/lxc/lock/*/*", "/run/lxc/lock/*/.*", "/var/lib/lxc/*"} {
+				some, err := filepath.Glob(pattern)
+				if err != nil {
+					t.Fatal(err)
+				}
+				found = append(found, some...)
+			}
+			return found
+		},
 		Kill: func(t *testing.T, p providers.Provider, workspace string) {
 			last, err := p.(*Provider).run(workspace)
 			if err != nil {
@@ -54,7 +71,7 @@ func TestContract(t *testing.T) {
 		LimitsMemory: true,
 		LimitsCPU:    true,
 		Networks:     true,
-	})
+	}
 }
 
 // leftovers of a workspace: folders, links, groups in every hierarchy and what
