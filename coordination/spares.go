@@ -24,8 +24,9 @@ const (
 	// mostSpares of one kind, and mostSpareKinds, a node keeps.
 	mostSpares     = 64
 	mostSpareKinds = 16
-	// spareInterval is the shortest time between the beginnings of two spares on
-	// one node, so that they never crowd out what users do there.
+	// spareInterval is the shortest time from the beginning of one spare, or from
+	// a create that took one, to the beginning of the next on that node: what users
+	// do there comes first.
 	spareInterval = time.Second
 	// spareRetry is the pause after a spare that failed; it doubles up to
 	// spareRetryMost.
@@ -110,10 +111,10 @@ type NodeSpares struct {
 
 // spareHistory is what is remembered of a node's spares.
 type spareHistory struct {
-	// made is when the last one was begun, dropped when one was last given up for
-	// want of memory.
-	made, dropped time.Time
-	failures      map[spareKind]spareFailure
+	// moved is when the last one was begun or taken, dropped when one was last
+	// given up for want of memory.
+	moved, dropped time.Time
+	failures       map[spareKind]spareFailure
 }
 
 // spareFailure is how often in a row spares of a kind failed, and the last time.
@@ -307,7 +308,7 @@ func (v *spareView) makeMissing(p *SparePlan, now time.Time) {
 		case failure.times > 0:
 			p.Messages[i] = failure.message
 		}
-		next := v.History.made.Add(spareInterval)
+		next := v.History.moved.Add(spareInterval)
 		if until := failure.until(); until.After(next) {
 			next = until
 		}
@@ -360,10 +361,10 @@ func (m *spareMemory) history(nodeID string) spareHistory {
 	return h
 }
 
-func (m *spareMemory) made(nodeID string, at time.Time) {
+func (m *spareMemory) moved(nodeID string, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.of(nodeID).made = at
+	m.of(nodeID).moved = at
 }
 
 func (m *spareMemory) droppedOne(nodeID string, at time.Time) {
@@ -532,7 +533,7 @@ func (s *Server) makeSpare(ctx context.Context, nodeID string, setting store.Spa
 	if err != nil {
 		return err
 	}
-	s.spareMemory.made(nodeID, now)
+	s.spareMemory.moved(nodeID, now)
 	s.dispatch(op, superseded)
 	return nil
 }

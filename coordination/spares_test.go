@@ -128,7 +128,8 @@ func TestCreateTakesASpare(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if resp.GetNote() != "from a spare" || resp.GetWorkspace().GetId() != spare.ID || resp.GetOperation().GetVerb() != verbCreate {
+		if resp.GetNote() != "from a spare" || resp.GetWorkspace().GetId() != spare.ID || resp.GetOperation().GetVerb() != verbCreate ||
+			resp.GetOperation().GetState() != succeeded || resp.GetWorkspace().GetState() != running {
 			t.Errorf("got %v", resp)
 		}
 		if op := w.wait(ctx, resp.GetOperation().GetId()); op.GetState() != succeeded || op.GetPrincipal() != "tester" {
@@ -143,6 +144,7 @@ func TestCreateTakesASpare(t *testing.T) {
 		if err != nil || again.GetOperation().GetId() != resp.GetOperation().GetId() {
 			t.Errorf("the same key: %v, %v", again, err)
 		}
+		synctest.Wait()
 		agent := w.fleet.agent("")
 		agent.mu.Lock()
 		var last *nodeagentv1.ApplyRequest
@@ -219,6 +221,53 @@ func TestCreateLeavesSpares(t *testing.T) {
 		resp, err := w.server.CreateWorkspace(ctx, &vendettav1.CreateWorkspaceRequest{Name: "x", Spec: debian()})
 		if err != nil || strings.Contains(resp.GetNote(), "spare") {
 			t.Errorf("%v, %v", resp, err)
+		}
+	})
+}
+
+// A create that took a spare has no need of the node: it hears of it later, also
+// when server or agent died in between, and a spare that died unseen is brought
+// up as what it has become.
+func TestTakenSparesReachTheirNode(t *testing.T) {
+	inWorld(t, []string{""}, func(ctx context.Context, w *world) {
+		w.addLocal(ctx)
+		w.setSpares(ctx, "local", 1)
+		pass(time.Second)
+		spare := w.spares(ctx)[0]
+		agent := w.fleet.agent("")
+		hold := make(chan struct{})
+		agent.set(func() { agent.hold = hold })
+		resp, err := w.server.CreateWorkspace(ctx, &vendettav1.CreateWorkspaceRequest{Name: "web", Spec: debian()})
+		if err != nil || resp.GetWorkspace().GetState() != running {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		if id, _, err := w.server.Guest(ctx, "web", false); err != nil || id != spare.ID {
+			t.Errorf("guest of %s, %v", id, err)
+		}
+		w.halt()
+		agent.set(func() { agent.hold = nil })
+		agent.kill()
+		close(hold)
+		agent.start()
+		w.start()
+		pass(time.Second)
+		agent.mu.Lock()
+		o := agent.journal[spare.ID]
+		agent.mu.Unlock()
+		if o.GetGeneration() != 2 || w.get(ctx, "web").GetState() != running {
+			t.Errorf("the node has %v", o)
+		}
+		// A node that cannot do it says so, and the workspace reads failed.
+		pass(5 * time.Second)
+		agent.set(func() {
+			agent.fail[vendettav1.DesiredState_DESIRED_STATE_RUNNING] = api.Errorf(api.ResourceExhausted, "the disk is full")
+		})
+		if resp, err = w.server.CreateWorkspace(ctx, &vendettav1.CreateWorkspaceRequest{Name: "db", Spec: debian()}); err != nil || !strings.Contains(resp.GetNote(), "spare") {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		pass(time.Second)
+		if ws := w.get(ctx, "db"); ws.GetState() != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED || ws.GetMessage() != "the disk is full" {
+			t.Errorf("%v", ws)
 		}
 	})
 }
@@ -618,7 +667,7 @@ func drawSpares(t *rapid.T) (NodeSpares, time.Time) {
 	ago := func(name string) time.Time {
 		return epoch.Add(-time.Duration(rapid.IntRange(0, 100_000).Draw(t, name)) * time.Millisecond)
 	}
-	n.History.made, n.History.dropped = ago("made"), ago("dropped")
+	n.History.moved, n.History.dropped = ago("made"), ago("dropped")
 	for _, k := range kinds {
 		if rapid.Bool().Draw(t, "set") {
 			n.Settings = append(n.Settings, store.Spares{Provider: k.provider, Image: k.image, Count: rapid.Int32Range(1, 4).Draw(t, "count")})
@@ -696,7 +745,7 @@ func TestSparePlanProperties(t *testing.T) {
 		if p.Make != nil {
 			kind := kindOfSetting(*p.Make)
 			switch {
-			case n.Closed, making > 0, now.Sub(n.History.made) < spareInterval, n.Report.GetCapacity().GetMemoryFreeBytes() < 14:
+			case n.Closed, making > 0, now.Sub(n.History.moved) < spareInterval, n.Report.GetCapacity().GetMemoryFreeBytes() < 14:
 				t.Fatalf("makes one now: %v", p)
 			case wanted[kind] == 0:
 				t.Fatalf("makes what nobody wants: %v", kind)

@@ -79,11 +79,13 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 		ID: wsID, Name: req.GetName(), NodeID: choice.nodeID, Spec: spec,
 		State: vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING, CreatedAt: now, UpdatedAt: now,
 	}
-	c := change{
-		verb: verbCreate, desired: vendettav1.DesiredState_DESIRED_STATE_RUNNING, principal: who, key: req.GetIdempotencyKey(),
-		state: vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING,
-	}
 	spared := false
+	c := change{verb: verbCreate, desired: vendettav1.DesiredState_DESIRED_STATE_RUNNING, principal: who, key: req.GetIdempotencyKey()}
+	c.edit = func(_ *store.Workspace, op *store.Operation) {
+		if spared { // it runs and its guest answers: there is nothing to wait for
+			op.State, op.FinishedAt = vendettav1.OperationState_OPERATION_STATE_SUCCEEDED, now
+		}
+	}
 	op, superseded, err := s.accept(ctx, c, func(tx store.Tx) (store.Workspace, bool, error) {
 		n, err := tx.Node(choice.nodeID)
 		switch {
@@ -114,11 +116,12 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 	if err != nil {
 		return nil, s.storeError(ctx, "create workspace", err)
 	}
-	s.dispatch(op, superseded)
 	if spared {
 		choice.note = joinNotes(choice.note, "from a spare")
-		s.reconcileSoon() // another one is to take its place
+		s.spareMemory.moved(choice.nodeID, s.now())
+		time.AfterFunc(spareInterval, s.reconcileSoon) // another one is to take its place
 	}
+	s.dispatch(op, superseded)
 	return &vendettav1.ChangeResponse{Workspace: s.workspaceView(ws, choice.node), Operation: operationView(op), Note: choice.note}, nil
 }
 
@@ -335,7 +338,9 @@ func (s *Server) dispatch(op store.Operation, superseded string) {
 		}
 	}
 	if l != nil {
-		l.dispatcher.send(op.ID, false)
+		// What a spare was taken for has been done already, and its node is yet to
+		// hear of it.
+		l.dispatcher.send(op.ID, op.State != vendettav1.OperationState_OPERATION_STATE_PENDING)
 	}
 }
 

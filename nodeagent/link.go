@@ -93,6 +93,14 @@ func (l *link) up() bool {
 	return l.conn != nil
 }
 
+// alive is up for who is about to rely on it: a connection of which the loss was
+// not yet seen by all does not count.
+func (l *link) alive() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil && l.conn.Err() == nil
+}
+
 // started reports whether the link is being kept.
 func (l *link) started() bool {
 	l.mu.Lock()

@@ -65,6 +65,10 @@ func (k *keeper) run(ctx context.Context, p providers.Provider, r *nodeagentv1.A
 	if err != nil && !create {
 		return err
 	}
+	if !create && inst.State == providers.StateRunning && k.answers() {
+		k.seeInstance(inst) // a spare that was taken, say: there is nothing to do
+		return nil
+	}
 	err = nil
 	if create {
 		inst, err = k.create(ctx, p, r)

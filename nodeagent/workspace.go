@@ -226,6 +226,12 @@ func (w *workspace) guest() *link {
 	return nil
 }
 
+// answers reports whether the guest is on its link now.
+func (w *workspace) answers() bool {
+	l := w.guest()
+	return l != nil && l.alive()
+}
+
 // report is what is known now.
 func (w *workspace) report() *nodeagentv1.ObservedWorkspace {
 	w.mu.Lock()
@@ -427,9 +433,14 @@ func (k *keeper) moves(r *nodeagentv1.ApplyRequest) bool {
 	if inPlace(r) {
 		return false
 	}
+	state := k.report().GetState()
+	if r.GetAction() == nil && r.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_RUNNING &&
+		state == vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING && k.answers() {
+		return false // most likely it does already what it is to do
+	}
 	// What runs is to be halted: it runs until it is.
 	return r.GetAction() != nil || r.GetDesired() != vendettav1.DesiredState_DESIRED_STATE_PAUSED ||
-		k.report().GetState() != vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
+		state != vendettav1.WorkspaceState_WORKSPACE_STATE_RUNNING
 }
 
 // end is how an operation ended.

@@ -18,6 +18,7 @@ const (
 	limitShareCPU  = 500 * time.Microsecond
 	limitRate      = 30.0
 	limitCreate    = 1.0
+	limitSpare     = 0.05
 	nameAPI        = "Docker's exec API on the node"
 	nameSSH        = "ssh (ControlMaster) docker exec"
 	nameDockerSSH  = "docker -H ssh:// exec"
@@ -94,6 +95,7 @@ func shareRows(r *record) []row {
 	server, agent, cpu := r.samples[mServer], r.samples[mAgent], r.samples[mCPU]
 	share := server.p50() - agent.p50()
 	create, engine := r.samples[mCreate], r.samples[mAPICreate]
+	spare, native := r.samples[mSpare], r.samples[mNativeSpare]
 	return []row{
 		{goal: "3", what: "exec true, by the server's API", ours: both(server), peer: "the node agent's, over SSH too", theirs: both(agent)},
 		within(row{goal: "3", what: "the server's share: the difference", ours: milliseconds(share)}, share, limitShare),
@@ -103,6 +105,10 @@ func shareRows(r *record) []row {
 		rateRow(r, fmt.Sprintf("%d commands in flight, by one MCP client", inParallel), rMCP, false),
 		atMost(row{goal: "5", what: "Docker workspace, create to first output", ours: both(create), peer: "Docker API create+start+exec", theirs: both(engine)},
 			create.p50(), engine.p50(), limitCreate),
+		atMost(row{goal: "6", what: "the same, from a spare", ours: both(spare), peer: "Docker API create+start+exec", theirs: both(engine)},
+			spare.p50(), engine.p50(), limitSpare),
+		atMost(row{goal: "6", what: "native workspace, from a spare, create to first output", ours: both(native), peer: "Docker API create+start+exec", theirs: both(engine)},
+			native.p50(), engine.p50(), 0),
 	}
 }
 
@@ -136,4 +142,5 @@ commands per second, so above 1 we are. Rows without a goal are there to compare
    node agent's, both over SSH, and the processor time of the server.
 4  How many commands a second end when 32 are under way at any time.
 5  From the request for a new workspace until a first command has answered, beside a
-   plain container of the same image by Docker's API.`
+   plain container of the same image by Docker's API.
+6  The same where the node has a spare (vendetta node spares) that the create takes.`

@@ -53,6 +53,7 @@ func goodRecord() *record {
 	for name, d := range map[string]time.Duration{
 		mMCP: 3000 * us, mServer: 2000 * us, mAgent: 1500 * us, mFork: 700 * us, mDockerAPI: 50000 * us,
 		mSSH: 80000 * us, mDockerSSH: 110000 * us, mCPU: 400 * us, mCreate: 300000 * us, mAPICreate: 310000 * us,
+		mSpare: 12000 * us, mNativeSpare: 11000 * us,
 		at(mMCP, 0): 3000 * us, at(mMCP, 10*time.Millisecond): 14000 * us, at(mMCP, 50*time.Millisecond): 62000 * us,
 		at(mSSH, 10*time.Millisecond): 100000 * us,
 	} {
