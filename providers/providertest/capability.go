@@ -107,13 +107,13 @@ func testConsole(t *testing.T, b *bench) {
 	if !ok {
 		return
 	}
-	workspace := b.workspace(t)
-	if said := p.Console(b.ctx, workspace); said != "" {
+	if said := p.Console(b.ctx, b.workspace(t)); said != "" {
 		t.Errorf("the console of nothing: %q", said)
 	}
-	b.up(t, b.spec(workspace))
+	_, spec := b.shown(t)
+	p = optional[providers.Consoler](t, b.show.b)
 	const most = 4 << 10
-	if said := p.Console(b.ctx, workspace); len(said) > most {
+	if said := p.Console(b.ctx, spec.Workspace); len(said) > most {
 		t.Errorf("%d bytes of console", len(said))
 	}
 }

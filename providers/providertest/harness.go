@@ -64,7 +64,8 @@ type Harness struct {
 // Run runs the suite. What a driver can do beyond the contract is tested where
 // Probe announces it; elsewhere it is held to its refusal.
 func Run(t *testing.T, h Harness) {
-	can := capable(t, newBench(t, h))
+	show := newShowroom(t, h)
+	can := capable(t, show.b)
 	for _, c := range []struct {
 		name string
 		run  func(*testing.T, *bench)
@@ -114,7 +115,11 @@ func Run(t *testing.T, h Harness) {
 		{"LimitDisk", testLimitDisk, can(providers.CapabilityLimitDisk)},
 	} {
 		if c.when {
-			t.Run(c.name, func(t *testing.T) { c.run(t, newBench(t, h)) })
+			t.Run(c.name, func(t *testing.T) {
+				b := newBench(t, h)
+				b.show = show
+				c.run(t, b)
+			})
 		}
 	}
 }
@@ -137,6 +142,36 @@ type bench struct {
 	ctx    context.Context //nolint:containedctx // bounds one test
 	server string
 	p      providers.Provider
+	show   *showroom
+}
+
+// showroom is an instance for the tests that only look inside one, since to boot
+// a virtual machine takes seconds.
+type showroom struct {
+	b    *bench
+	t    *testing.T
+	spec providers.Spec // made when its workspace is set
+}
+
+func newShowroom(t *testing.T, h Harness) *showroom {
+	t.Helper()
+	b := &bench{Harness: h, ctx: t.Context(), server: "t" + random(t)}
+	b.p = b.open(t, b.server)
+	return &showroom{b: b, t: t}
+}
+
+// shown returns the guest of an instance that runs, and what it was made of.
+func (b *bench) shown(t *testing.T) (*guest, providers.Spec) {
+	t.Helper()
+	s := b.show
+	if s.spec.Workspace == "" {
+		s.spec = s.b.spec(s.b.workspace(s.t))
+	}
+	here := *s.b
+	here.ctx = b.ctx
+	here.create(t, s.spec) // or finds it
+	here.start(t, s.spec.Workspace)
+	return here.connect(t, s.spec.Workspace), s.spec
 }
 
 func (b *bench) open(t *testing.T, server string) providers.Provider {

@@ -59,7 +59,7 @@ func testVolumeIsRemoved(t *testing.T, b *bench) {
 }
 
 func testGuest(t *testing.T, b *bench) {
-	g := b.up(t, b.spec(b.workspace(t)))
+	g, _ := b.shown(t)
 	if got := g.script(t, "echo out; echo err >&2"); !strings.Contains(got, "out\n") || !strings.Contains(got, "err\n") {
 		t.Errorf("output %q", got)
 	}
@@ -126,7 +126,7 @@ func testCommandOutlivesProcess(t *testing.T, b *bench) {
 }
 
 func testImageEnvironment(t *testing.T, b *bench) {
-	g := b.up(t, b.spec(b.workspace(t)))
+	g, _ := b.shown(t)
 	if got := strings.TrimSpace(g.script(t, "echo $"+b.ImageVariable)); got == "" || !strings.HasSuffix(b.Image, got) {
 		t.Errorf("%s is %q", b.ImageVariable, got)
 	}
@@ -159,8 +159,7 @@ func testIsolation(t *testing.T, b *bench) {
 	if err := os.WriteFile(secret, []byte("secret"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	spec := b.spec(b.workspace(t))
-	g := b.up(t, spec)
+	g, spec := b.shown(t)
 	if got := strings.TrimSpace(g.script(t, "hostname")); got != spec.Name {
 		t.Errorf("host name %q, want %q", got, spec.Name)
 	}
@@ -183,7 +182,7 @@ func testIsolation(t *testing.T, b *bench) {
 }
 
 func testReadOnlyParts(t *testing.T, b *bench) {
-	g := b.up(t, b.spec(b.workspace(t)))
+	g, _ := b.shown(t)
 	for _, path := range []string{providers.GuestLink + "/new", providers.GuestProgram} {
 		if r := g.run(t, "sh", "-c", "echo x > "+path); r.code == 0 {
 			t.Errorf("%s can be written inside", path)
@@ -201,7 +200,7 @@ var refused = map[string]uint{
 }
 
 func testCapabilities(t *testing.T, b *bench) {
-	g := b.up(t, b.spec(b.workspace(t)))
+	g, _ := b.shown(t)
 	status := map[string]string{}
 	for line := range strings.Lines(g.script(t, "cat /proc/self/status")) {
 		key, value, _ := strings.Cut(line, ":")
