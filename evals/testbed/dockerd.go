@@ -70,7 +70,7 @@ dir=$1 bridge=$2 address=$3
 PATH=$PATH:/usr/sbin:/sbin
 ip link add "$bridge" type bridge && ip addr add "$address" dev "$bridge" && ip link set "$bridge" up || exit 1
 dockerd --host "unix://$dir/docker.sock" --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
-	--bridge "$bridge" --iptables=false --ip6tables=false --ip-masq=false </dev/null &
+	--bridge "$bridge" --iptables=false --ip6tables=false --ip-masq=false --max-download-attempts 1 </dev/null &
 engine=$!
 cat >/dev/null
 kill "$engine"

@@ -71,7 +71,7 @@ if ! docker version >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v dockerd 
   scratch=$(mktemp -d /tmp/vtest.XXXXXX)
   export DOCKER_HOST="unix://$scratch/docker.sock"
   dockerd --host "$DOCKER_HOST" --data-root "$scratch/data" --exec-root "$scratch/exec" \
-    --pidfile "$scratch/pid" >"$scratch/log" 2>&1 &
+    --pidfile "$scratch/pid" --max-download-attempts 1 >"$scratch/log" 2>&1 &
   dockerd_pid=$!
   for _ in $(seq 150); do
     docker version >/dev/null 2>&1 && break

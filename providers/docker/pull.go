@@ -69,7 +69,8 @@ func (e *engine) follow(ref string, stream io.Reader, said func(string)) error {
 // explainPull tells apart what a registry's answer only hints at.
 func (e *engine) explainPull(ref string, err error) error {
 	doing := "pull image " + ref
-	byHand := fmt.Sprintf("docker login and docker pull %s on the node, then create the workspace again", ref)
+	byHand := fmt.Sprintf("docker login and docker pull %s on the node, then try again", ref)
+	carry := fmt.Sprintf("docker save %s | ssh NODE docker load", ref)
 	answer := &providers.Error{Kind: providers.ErrImage, Cause: err}
 	text := strings.ToLower(err.Error())
 	has := func(hints ...string) bool {
@@ -89,12 +90,27 @@ func (e *engine) explainPull(ref string, err error) error {
 	case cerrdefs.IsNotFound(err), has("manifest unknown", "not found", "does not exist", "name unknown"):
 		answer.Message = fmt.Sprintf("image %s does not exist, or it is private", ref)
 		answer.Next = "check the name and tag; for a private image " + byHand
-	case has("unauthorized", "denied", "authentication required"):
+	case has("no matching manifest", "does not match the specified platform"):
+		answer.Message = fmt.Sprintf("image %s is not made for machines like the node: %v", ref, err)
+		answer.Next = "name an image that is"
+	case has("toomanyrequests", "too many requests"):
+		answer.Message = fmt.Sprintf("%s: the registry has had too many requests from the node: %v", doing, err)
+		answer.Next = "wait a while; many registries allow more after a login: " + byHand
+	case has("unauthorized", "denied", "authentication required", "no basic auth credentials"):
 		answer.Message = fmt.Sprintf("%s: the registry refuses it without a login", doing)
 		answer.Next = byHand
-	case has("dial tcp", "no such host", "connection refused", "timeout", "i/o timeout", "tls:", "network is unreachable", "eof"):
+	case has("verification failed", "unexpected content", "size validation failed"):
+		answer.Message = fmt.Sprintf("%s: what the registry sent is damaged: %v", doing, err)
+		answer.Next = "try again; when that does not help the image has to be pushed to the registry anew"
+	case has("unexpected http status: 5", "internal server error", "bad gateway", "service unavailable"):
+		answer.Message = fmt.Sprintf("%s: the registry is in trouble: %v", doing, err)
+		answer.Next = "try again later, or load the image by hand: " + carry
+	case has("eof", "connection reset", "broken pipe"):
+		answer.Message = fmt.Sprintf("%s: the connection to the registry broke off: %v", doing, err)
+		answer.Next = "try again, or load the image by hand: " + carry
+	case has("dial tcp", "no such host", "connection refused", "timeout", "i/o timeout", "tls:", "network is unreachable"):
 		answer.Message = fmt.Sprintf("%s: the registry cannot be reached from the node: %v", doing, err)
-		answer.Next = fmt.Sprintf("check the node's network and proxy settings for docker, or load the image by hand: docker save %s | ssh NODE docker load", ref)
+		answer.Next = "check the node's network and proxy settings for docker, or load the image by hand: " + carry
 	default:
 		answer.Message = fmt.Sprintf("%s: %v", doing, err)
 		answer.Next = byHand
