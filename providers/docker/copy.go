@@ -100,17 +100,18 @@ func (c *copying) folder(ctx context.Context, at string) (int64, error) {
 	return counted.n, err
 }
 
-// end removes the containers. Volumes that were filled stay.
+// end removes the containers. Volumes that were filled stay. It may be repeated.
 func (c *copying) end(ctx context.Context) error {
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	for _, id := range []string{c.source, c.target} {
-		if id == "" {
+	for _, id := range []*string{&c.source, &c.target} {
+		if *id == "" {
 			continue
 		}
-		if err := c.p.removeContainer(after, id); err != nil {
+		if err := c.p.removeContainer(after, *id); err != nil {
 			return err
 		}
+		*id = ""
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"io"
 	"log"
+	"log/slog"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -42,6 +43,7 @@ func real(t *testing.T, change ...func(*docker.Options)) *docker.Provider {
 		StateDir:     stateDir(t),
 		GuestProgram: program(t, "#!/bin/sh\necho cannot go on >&2\nexit 3\n"),
 		Host:         testbed.Docker(t),
+		Logger:       slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	for _, c := range change {
 		c(&o)

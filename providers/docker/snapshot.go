@@ -288,7 +288,8 @@ func (p *Provider) restore(ctx context.Context, c container.InspectResponse, roo
 	if _, err := p.makeContainer(steady, spec, root, next, limitsOf(c)); err != nil {
 		return errors.Join(err, p.engine.ContainerRename(steady, c.ID, name))
 	}
-	if err := p.settle(steady, c); err != nil {
+	// The copy's containers hold on to the image of the one that goes.
+	if err := errors.Join(work.end(ctx), p.settle(steady, c)); err != nil {
 		// The new instance is whole and in its place; a later call removes the rest.
 		p.options.Logger.Warn("remove what a restore replaced", "workspace", workspace, "error", err)
 	}
