@@ -141,3 +141,105 @@ func (w *world) request(ctx context.Context, in call) answer {
 	}
 	return answer{workspace: resp.GetWorkspace().GetId(), operation: resp.GetOperation().GetId(), code: api.CodeOf(err)}
 }
+
+type snapshotCall struct{ remove bool }
+
+// snapshotState is one name among a workspace's snapshots, with the operation
+// that made it what it is: who calls while that is under way gets the same.
+type snapshotState struct {
+	kept bool
+	op   string
+}
+
+// snapshotModel says what creates and removals of one snapshot may answer, when
+// their operations have ended.
+var snapshotModel = porcupine.Model{
+	Init: func() any { return snapshotState{} },
+	Step: func(state, input, output any) (bool, any) {
+		s, in, out := state.(snapshotState), input.(snapshotCall), output.(answer)
+		switch out.code {
+		case api.Conflict: // overtaken
+			return true, s
+		case api.AlreadyExists:
+			return !in.remove && s.kept, s
+		case api.NotFound:
+			return in.remove && !s.kept, s
+		case "":
+			if s.kept != in.remove && s.op == out.operation {
+				return true, s
+			}
+			return s.kept == in.remove, snapshotState{kept: !in.remove, op: out.operation}
+		default:
+			return false, s
+		}
+	},
+	DescribeOperation: func(input, output any) string { return fmt.Sprint(input, " -> ", output) },
+}
+
+// Creates and removals of one snapshot by several clients at once are
+// linearizable: none is lost, none is done twice.
+func TestSnapshotsAreLinearizable(t *testing.T) {
+	for range 5 {
+		inWorld(t, []string{""}, func(ctx context.Context, w *world) {
+			w.addLocal(ctx)
+			w.create(ctx, "x", nil)
+			var clock atomic.Int64
+			var mu sync.Mutex
+			var history []porcupine.Operation
+			var g conc.WaitGroup
+			for client := range 4 {
+				g.Go(func() {
+					for i := range 8 {
+						in := snapshotCall{remove: (client+i)%2 == 1}
+						begun := clock.Add(1)
+						out := w.requestSnapshot(ctx, in)
+						ended := clock.Add(1)
+						mu.Lock()
+						history = append(history, porcupine.Operation{ClientId: client, Input: in, Call: begun, Output: out, Return: ended})
+						mu.Unlock()
+					}
+				})
+			}
+			g.Wait()
+			done := 0
+			for _, op := range history {
+				if op.Output.(answer).code == "" {
+					done++
+				}
+			}
+			if !porcupine.CheckOperations(snapshotModel, history) || done == 0 {
+				for _, op := range history {
+					t.Log(op.ClientId, op.Call, op.Return, op.Input, op.Output)
+				}
+				t.Fatalf("the history is not linearizable; %d were done", done)
+			}
+			agent := w.fleet.agent("")
+			agent.set(func() {
+				for id, n := range agent.done {
+					if n != 1 {
+						t.Errorf("operation %s was carried out %d times", id, n)
+					}
+				}
+			})
+		})
+	}
+}
+
+// requestSnapshot makes one call and waits for the end of its operation.
+func (w *world) requestSnapshot(ctx context.Context, in snapshotCall) answer {
+	var resp *vendettav1.ChangeResponse
+	var err error
+	if in.remove {
+		resp, err = w.server.RemoveSnapshot(ctx, &vendettav1.RemoveSnapshotRequest{Workspace: "x", Snapshot: "s"})
+	} else {
+		resp, err = w.snapshot(ctx, "x", "s")
+	}
+	if err != nil {
+		return answer{code: api.CodeOf(err)}
+	}
+	op, err := w.server.WaitOperation(ctx, &vendettav1.WaitOperationRequest{Id: resp.GetOperation().GetId(), Seconds: 120})
+	if err == nil && op.GetState() != succeeded {
+		return answer{operation: op.GetId(), code: api.Code(op.GetErrorCode())}
+	}
+	return answer{operation: op.GetId(), code: api.CodeOf(err)}
+}
