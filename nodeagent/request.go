@@ -61,7 +61,7 @@ func validateAction(r *nodeagentv1.ApplyRequest) error {
 	if r.GetAction() != nil && r.GetDesired() == vendettav1.DesiredState_DESIRED_STATE_REMOVED {
 		return refuse("it is to be removed, so nothing is done with it before")
 	}
-	snapshot := ""
+	var snapshot string
 	switch action := r.GetAction().(type) {
 	case *nodeagentv1.ApplyRequest_CreateSnapshot:
 		snapshot = action.CreateSnapshot

@@ -473,10 +473,8 @@ func (k *keeper) finish(op *operation, how end) {
 			// An instance that is made again has the image that this one has.
 			next.request.Spec.ImageDigest = digest
 		}
-		switch op.request.GetDesired() {
-		case vendettav1.DesiredState_DESIRED_STATE_RUNNING, vendettav1.DesiredState_DESIRED_STATE_PAUSED:
-			next.made = true
-		}
+		desired := op.request.GetDesired()
+		next.made = next.made || desired == vendettav1.DesiredState_DESIRED_STATE_RUNNING || desired == vendettav1.DesiredState_DESIRED_STATE_PAUSED
 	}
 	next.pending, next.prior, next.observed = false, nil, proto.CloneOf(result)
 	if err := k.server.agent.journal.write(k.server.id, next); err != nil {
