@@ -57,8 +57,9 @@ func (p *Provider) begin(ctx context.Context, start bool, files []*os.File) (*as
 	a := &asking{files: files}
 	a.cmd = exec.CommandContext(ctx, p.helper)
 	// No PATH: where liblxc finds newuidmap it has that map ids, which refuses a
-	// range that /etc/subuid does not name, though root may map any.
-	a.cmd.Env = []string{"LANG=C"}
+	// range that /etc/subuid does not name, though root may map any. It lives for
+	// milliseconds, in which more threads and tidying up are only in the way.
+	a.cmd.Env = []string{"LANG=C", "GOMAXPROCS=1", "GOGC=off"}
 	a.cmd.Dir = "/"
 	a.cmd.Stdout, a.cmd.Stderr = &a.out, &a.err
 	a.cmd.ExtraFiles = files

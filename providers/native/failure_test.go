@@ -114,7 +114,7 @@ func TestJoinRefused(t *testing.T) {
 	if _, err := r.Create(t.Context(), spec("w1")); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Start(t.Context(), "w1"); err == nil || !strings.Contains(err.Error(), "false: exit status 1") {
+	if err := r.Start(t.Context(), "w1"); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Error(err)
 	}
 	if s := r.state("w1"); s != providers.StateStopped {

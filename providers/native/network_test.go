@@ -317,9 +317,12 @@ func TestFirewallFailures(t *testing.T) {
 		fails  bool
 	}{
 		{"#!/bin/sh\nexit 1\n", true},
-		{"#!/bin/sh\n[ \"$5\" = -C ] || exit 3\nexit 0\n", false}, // last: all rules stand and cannot go
+		{"#!/bin/sh\n[ \"$5\" = -C ] || grep -q -- -C || exit 3\nexit 0\n", false}, // last: all rules stand and cannot go
 	} {
 		if err := os.WriteFile(r.machine.iptables, []byte(c.script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(r.machine.iptables+"-restore", []byte(c.script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if os.Geteuid() != 0 {

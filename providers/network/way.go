@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // Way is the way out of a pool of addresses: rules of the machine's firewall that
@@ -61,22 +63,21 @@ func (w Way) Open(ctx context.Context) (switched bool, err error) {
 		}
 		switched = true
 	}
-	wanted := w.rules()
-	// Inserting puts a rule first, so the last goes first.
-	for i := len(wanted) - 1; i >= 0; i-- {
-		r := wanted[i]
-		if w.iptables(ctx, append([]string{"-t", r[0], "-C"}, r[1:]...)) == nil {
-			continue
-		}
-		if err := w.iptables(ctx, append([]string{"-t", r[0], "-I"}, r[1:]...)); err != nil {
-			return switched, err
-		}
+	if w.restore(ctx, "-C") == nil {
+		return switched, nil // all of them stand
 	}
-	return switched, nil
+	// Those of a process that died in the middle may stand below; they say the same.
+	return switched, w.restore(ctx, "-I")
 }
 
 // Close removes the rules. The caller holds the lock.
 func (w Way) Close(ctx context.Context) error {
+	for w.restore(ctx, "-D") == nil {
+		if left, err := w.left(ctx); err != nil || !left {
+			return err
+		}
+	}
+	// Not all of them stood.
 	for _, r := range w.rules() {
 		args := func(op string) []string { return append([]string{"-t", r[0], op}, r[1:]...) }
 		for w.iptables(ctx, args("-C")) == nil {
@@ -84,6 +85,48 @@ func (w Way) Close(ctx context.Context) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// left says whether there is still a rule of ours.
+func (w Way) left(ctx context.Context) (bool, error) {
+	for _, r := range [][]string{{"-t", "filter", "-S", "FORWARD"}, {"-t", "nat", "-S", "POSTROUTING"}} {
+		out, err := exec.CommandContext(ctx, w.Program, append([]string{"-w", "5"}, r...)...).Output()
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", filepath.Base(w.Program), err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, w.Comment) && strings.Contains(line, w.Pool.String()) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// restore does one thing with all rules at once, all or nothing in each table:
+// starting a program for each of them would cost more than the rest of a start.
+func (w Way) restore(ctx context.Context, op string) error {
+	var text strings.Builder
+	rules := w.rules()
+	if op == "-I" {
+		slices.Reverse(rules) // inserting puts a rule first, so the last goes first
+	}
+	for _, table := range []string{"filter", "nat"} {
+		text.WriteString("*" + table + "\n")
+		for _, r := range rules {
+			if r[0] == table {
+				text.WriteString(op + " " + strings.Join(r[1:], " ") + "\n")
+			}
+		}
+		text.WriteString("COMMIT\n")
+	}
+	cmd := exec.CommandContext(ctx, w.Program+"-restore", "-w", "5", "--noflush")
+	cmd.Stdin = strings.NewReader(text.String())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", filepath.Base(cmd.Path), err, bytes.TrimSpace(out))
 	}
 	return nil
 }
