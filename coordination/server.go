@@ -55,8 +55,6 @@ type Options struct {
 // every node, dispatches operations and reconciles. Its methods may be called
 // at the same time; those that need a node wait until Run is running.
 type Server struct {
-	vendettav1connect.UnimplementedNodeServiceHandler
-
 	opts    Options
 	log     *slog.Logger
 	now     func() time.Time
