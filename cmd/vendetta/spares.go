@@ -44,6 +44,7 @@ given up while the node drains or its memory is short. --count 0 removes them.`,
 	}
 	cmd.Flags().StringVar(&provider, "provider", "", "the provider that makes them")
 	cmd.Flags().StringVar(&image, "image", "", "the image that they have (default: the provider's)")
+	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "lxc", "native", "qemu"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().Int32Var(&count, "count", 0, "how many there are to be")
 	return cmd
 }
