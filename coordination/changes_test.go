@@ -354,8 +354,17 @@ func TestFork(t *testing.T) {
 			fork.GetSpec().GetImageDigest() != "sha256:abc" || origin.GetGeneration() != 1 {
 			t.Errorf("%v of %v", fork, origin)
 		}
+		// One that ran and failed since is started as any other.
 		agent.set(func() {
-			if last := agent.applied[len(agent.applied)-1]; last.GetForkOf() != origin.GetId() || last.GetWorkspaceId() != fork.GetId() {
+			agent.journal[fork.GetId()].State = failed
+			agent.changed()
+		})
+		synctest.Wait()
+		w.state(ctx, "x2", failed)
+		resp, err = w.up(ctx, "x2")
+		w.done(ctx, resp, err)
+		agent.set(func() {
+			if last := agent.applied[len(agent.applied)-2]; last.GetForkOf() != origin.GetId() || last.GetWorkspaceId() != fork.GetId() {
 				t.Errorf("sent %v", last)
 			}
 		})
@@ -398,6 +407,21 @@ func TestForkFails(t *testing.T) {
 		}
 		w.state(ctx, "x2", failed)
 		w.state(ctx, "x", running)
+		// Started it would be an empty workspace under a fork's name.
+		agent.set(func() { clear(agent.fail) })
+		_, err = w.up(ctx, "x2")
+		wantError(t, err, api.FailedPrecondition, "its fork failed")
+		if next := api.From(err).Next; next != "vendetta workspace rm x2, then vendetta workspace fork x x2" {
+			t.Errorf("next: %s", next)
+		}
+		if err := w.remove(ctx, "x", true); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.up(ctx, "x2")
+		wantError(t, err, api.FailedPrecondition, "its fork failed")
+		if err := w.remove(ctx, "x2", false); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -349,7 +349,38 @@ func (s *Server) UpWorkspace(ctx context.Context, req *vendettav1.UpWorkspaceReq
 	return s.change(ctx, req.GetName(), change{
 		verb: verbUp, desired: vendettav1.DesiredState_DESIRED_STATE_RUNNING,
 		state: vendettav1.WorkspaceState_WORKSPACE_STATE_CREATING, key: req.GetIdempotencyKey(),
-	}, nil)
+	}, s.mayStart)
+}
+
+// mayStart refuses to start a fork that failed: it would come up empty, under the
+// name of a fork.
+func (s *Server) mayStart(ctx context.Context, ws store.Workspace) error {
+	if ws.State != vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED {
+		return nil
+	}
+	var op store.Operation
+	var origin store.Workspace
+	err := s.store.View(ctx, func(tx store.Tx) (err error) {
+		if op, err = tx.Operation(ws.OperationID); err != nil || op.Verb != verbFork {
+			return err
+		}
+		origin, err = tx.Workspace(op.Argument)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return s.storeError(ctx, "up workspace", err)
+	}
+	if op.Verb != verbFork || op.State != vendettav1.OperationState_OPERATION_STATE_FAILED {
+		return nil
+	}
+	e := api.Errorf(api.FailedPrecondition, "up workspace %s: its fork failed, so there is nothing of it to start", ws.Name)
+	if origin.Name == "" {
+		return e.WithNext("vendetta workspace rm %s", ws.Name)
+	}
+	return e.WithNext("vendetta workspace rm %s, then vendetta workspace fork %s %s", ws.Name, origin.Name, ws.Name)
 }
 
 // mostGrace bounds how long the processes of a workspace may take to end.

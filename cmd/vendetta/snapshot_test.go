@@ -123,6 +123,16 @@ func TestNodeStatusShowsCapabilitiesAndOrphans(t *testing.T) {
 	s.ok("node status build1 --json", `"workspace_id": "abc"`)
 }
 
+func TestListHasTheFirstLineOfAMessage(t *testing.T) {
+	s := newStage(t)
+	s.server.AddWorkspace(t, "w")
+	s.server.SetState("w", vendettav1.WorkspaceState_WORKSPACE_STATE_FAILED, "its guest did not answer; its console ends with:\nkernel panic")
+	if r := s.ok("workspace list", "its console ends with:"); strings.Contains(r.out, "panic") {
+		t.Errorf("list:\n%s", r.out)
+	}
+	s.ok("workspace status w", "kernel panic")
+}
+
 func TestStatusShowsWhatTheImageWasPinnedTo(t *testing.T) {
 	text := ""
 	for _, row := range workspaceTable(&vendettav1.Workspace{Name: "w", Spec: &vendettav1.WorkspaceSpec{

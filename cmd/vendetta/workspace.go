@@ -239,7 +239,7 @@ func newWorkspaceList(a *app) *cobra.Command {
 			for _, w := range list.GetWorkspaces() {
 				t.rows = append(t.rows, []string{
 					w.GetName(), enumWord(w.GetState(), "WORKSPACE_STATE_"), w.GetNode(), w.GetSpec().GetProvider(),
-					dash(w.GetSpec().GetImage()), age(time.Now(), w.GetCreatedAt()), w.GetMessage(),
+					dash(w.GetSpec().GetImage()), age(time.Now(), w.GetCreatedAt()), firstLine(w.GetMessage()),
 				})
 			}
 			return a.print(t)
@@ -248,6 +248,13 @@ func newWorkspaceList(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "only those on this node")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
 	return cmd
+}
+
+// firstLine leaves out of a message what would not fit into a list, such as the
+// lines of a console; the status shows them.
+func firstLine(s string) string {
+	first, _, _ := strings.Cut(s, "\n")
+	return first
 }
 
 func newWorkspaceStatus(a *app) *cobra.Command {
