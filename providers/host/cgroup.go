@@ -42,7 +42,7 @@ func Hierarchies(mounts string) map[string]string {
 		case "cgroup":
 			for option := range strings.SplitSeq(f[3], ",") {
 				switch option {
-				case "pids", "memory", "cpu", "cpuacct":
+				case "pids", "memory", "cpu", "cpuacct", "freezer":
 					if _, known := found[option]; !known {
 						found[option] = f[1]
 					}

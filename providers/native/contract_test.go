@@ -3,14 +3,17 @@
 package native
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/evals/testbed"
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/image"
 	"github.com/vendetta-dev/vendetta/providers/providertest"
 	"github.com/vendetta-dev/vendetta/providers/tree"
 )
@@ -27,12 +30,59 @@ func realGuest(t *testing.T) string {
 	return testbed.Guest(t)
 }
 
-func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+func TestContract(t *testing.T) { providertest.Run(t, harness(t, nil)) }
 
-func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
+func TestContractWithImage(t *testing.T) { providertest.Run(t, withImage(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t, nil)) }
+
+func TestCyclesWithImageLeaveNothing(t *testing.T) { providertest.RunCycles(t, withImage(t)) }
+
+// withImage joins the suite on images of a registry.
+func withImage(t *testing.T) providertest.Harness {
+	t.Helper()
+	dir, store := newStore(t)
+	h := harness(t, store)
+	h.Image = testbed.RegistryImage(t)
+	h.MissingImage = testbed.Registry(t) + "/vendetta-test/absent:1"
+	h.ImageVariable = testbed.ImageVariable
+	if os.Geteuid() == 0 { // an ordinary user's workspace has but root
+		h.UserImage, h.UserImageUID = testbed.RegistryUserImage(t), strconv.Itoa(testbed.ImageUserID)
+	}
+	left := h.Leftovers
+	h.Leftovers = func(t *testing.T, workspace string) []string {
+		return append(left(t, workspace), holds(t, dir, workspace)...)
+	}
+	return h
+}
+
+// newStore is a store of images of its own.
+func newStore(t *testing.T) (dir string, store *image.Store) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tree.Remove(context.Background(), dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir, image.New(image.Options{Dir: dir})
+}
+
+// holds are what a store of images keeps for a workspace.
+func holds(t *testing.T, dir, workspace string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "holders", "*", "*"+workspace+"*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
 
 // harness joins the suite, on the machine's own system.
-func harness(t *testing.T) providertest.Harness {
+func harness(t *testing.T, images Images) providertest.Harness {
 	t.Helper()
 	usable(t)
 	state, err := os.MkdirTemp("", "v")
@@ -54,7 +104,7 @@ func harness(t *testing.T) providertest.Harness {
 		New: func(_ *testing.T, server string) providers.Provider {
 			return New(Options{
 				ServerID: server, StateDir: filepath.Join(state, server),
-				GuestProgram: guest, InitCommand: []string{self, "native-init"},
+				GuestProgram: guest, InitCommand: []string{self, "native-init"}, Images: images,
 			})
 		},
 		Leftovers: func(t *testing.T, workspace string) []string {
@@ -94,7 +144,7 @@ func harness(t *testing.T) providertest.Harness {
 		Isolated:     true,
 		Hardened:     true,
 		LimitsPIDs:   true,
-		LimitsMemory: thisMachine().limits()["memory"],
+		LimitsMemory: true,
 		LimitsCPU:    thisMachine().limits()["cpu"],
 		Networks:     true,
 	}

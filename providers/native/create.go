@@ -17,12 +17,13 @@ import (
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/image"
 )
 
 // Create prepares the folders of an instance and of its volume.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.Instance, error) {
 	none := providers.Instance{}
-	if err := p.check(spec); err != nil {
+	if err := p.check("create", spec); err != nil {
 		return none, err
 	}
 	ws := spec.Workspace
@@ -33,69 +34,99 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (providers.I
 	case err == nil && r.Ready:
 		return p.Inspect(ctx, ws)
 	case err == nil: // half-made by an earlier call
-		if err := p.trash.Discard(p.instanceDir(ws)); err != nil {
+		if err := p.sweep(ws); err != nil {
 			return none, failed("create", ws, err)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return none, failed("create", ws, err)
 	}
-	fresh, err := p.makeVolume(ws)
-	if err != nil {
-		return none, failed("create", ws, err)
-	}
-	if err := p.makeInstance(spec); err != nil {
-		err = errors.Join(err, p.trash.Discard(p.instanceDir(ws)))
-		if fresh {
-			err = errors.Join(err, p.trash.Discard(p.volumeDir(ws)))
-		}
+	if err := p.create(ctx, spec); err != nil {
 		return none, failed("create", ws, err)
 	}
 	return p.Inspect(ctx, ws)
 }
 
-func (p *Provider) check(spec providers.Spec) error {
-	if err := checkID("create", spec.Workspace); err != nil {
-		return err
-	}
-	because := func(kind error, next, format string, args ...any) error {
-		return &providers.Error{
-			Kind: kind, Next: next,
-			Message: fmt.Sprintf("create native workspace %s: ", spec.Workspace) + fmt.Sprintf(format, args...),
-		}
-	}
-	refuse := func(next, format string, args ...any) error {
-		return because(providers.ErrInvalid, next, format, args...)
-	}
+func (p *Provider) create(ctx context.Context, spec providers.Spec) error {
+	ws := spec.Workspace
+	var img *image.Image
+	r := p.newRecord(spec)
 	if spec.Image != "" {
-		return refuse("leave the image out, or use --provider docker",
-			"the native provider uses the node's own system and takes no image (%q)", spec.Image)
+		got, err := p.images.Get(ctx, spec.Image, spec.Digest, p.holder(ws))
+		if err != nil {
+			return also(badImage(err), p.release(ws))
+		}
+		img, r.Digest = &got, got.Digest
 	}
-	switch spec.Network {
-	case "", providers.NetworkPrivate, providers.NetworkNone, providers.NetworkHost:
-	default:
-		return refuse("use private, none or host", "there is no network %q", spec.Network)
+	fresh, err := p.makeVolume(ws)
+	if err == nil {
+		err = p.makeInstance(ws, r, img)
 	}
-	r := spec.Resources
-	if r.CPUs < 0 || r.MemoryBytes < 0 || r.PIDs < 0 || r.DiskBytes < 0 {
-		return refuse("", "a limit is negative")
-	}
-	if r.DiskBytes > 0 {
-		return because(providers.ErrUnsupported, "leave the disk limit out, or use --provider qemu", "a native workspace shares the node's file system, which has no limit for it")
-	}
-	if spec.Privileged {
-		return because(providers.ErrUnsupported, "leave privileged out, or use --provider lxc", "native workspaces are never privileged")
-	}
-	if strings.ContainsAny(spec.Name, "\x00\n /") || len(spec.Name) > 64 {
-		return refuse("", "%q is no host name", spec.Name)
+	if err != nil {
+		return also(err, p.abandon(ws, fresh))
 	}
 	return nil
 }
 
-// makeInstance builds the instance's folders. The record comes first, in one
-// rename with the folder, and says that the rest is missing; so a call that dies
-// leaves something that List shows.
-func (p *Provider) makeInstance(spec providers.Spec) error {
-	dir := p.instanceDir(spec.Workspace)
+// badImage says of a reference that is none that it is no image.
+func badImage(err error) error {
+	var own *providers.Error
+	if errors.As(err, &own) && errors.Is(own.Kind, providers.ErrInvalid) {
+		return &providers.Error{Kind: providers.ErrImage, Message: own.Message, Next: own.Next, Cause: err}
+	}
+	return err
+}
+
+func (p *Provider) check(op string, spec providers.Spec) error {
+	if err := checkID(op, spec.Workspace); err != nil {
+		return err
+	}
+	refuse := func(kind error, next, format string, args ...any) error {
+		return &providers.Error{
+			Kind: kind, Next: next,
+			Message: fmt.Sprintf("%s native workspace %s: ", op, spec.Workspace) + fmt.Sprintf(format, args...),
+		}
+	}
+	switch spec.Network {
+	case "", providers.NetworkPrivate, providers.NetworkNone, providers.NetworkHost:
+	default:
+		return refuse(providers.ErrInvalid, "use private, none or host", "there is no network %q", spec.Network)
+	}
+	switch {
+	case spec.Image != "" && p.images == nil:
+		return refuse(providers.ErrInvalid, "leave the image out", "this node agent keeps no images")
+	case image.IsDisk(spec.Image):
+		return refuse(providers.ErrInvalid, "name a container image, or use provider qemu", "%q is a disk image", spec.Image)
+	case spec.Checksum != "":
+		return refuse(providers.ErrInvalid, "pin a container image by its digest: NAME@sha256:...", "a checksum is for disk images that are fetched by their address")
+	case spec.Privileged:
+		return refuse(providers.ErrUnsupported, "leave privileged out, or use provider lxc with it", "native workspaces are never privileged")
+	case strings.ContainsAny(spec.Name, "\x00\n /") || len(spec.Name) > 64:
+		return refuse(providers.ErrInvalid, "", "%q is no host name", spec.Name)
+	}
+	return p.checkResources(op, spec.Workspace, spec.Resources)
+}
+
+// checkResources refuses limits that nothing here would hold an instance to.
+func (p *Provider) checkResources(op, ws string, r providers.Resources) error {
+	e := &providers.Error{Kind: providers.ErrUnsupported, Message: fmt.Sprintf("%s native workspace %s: ", op, ws)}
+	switch {
+	case !(r.CPUs >= 0) || r.MemoryBytes < 0 || r.PIDs < 0 || r.DiskBytes < 0:
+		e.Kind = providers.ErrInvalid
+		e.Message += "a limit is negative"
+	case r.DiskBytes > 0:
+		e.Message += "it shares the node's file system, which has no limit for it"
+		e.Next = "leave the disk limit out, or use provider qemu with it"
+	case r.CPUs > 0 && !p.machine.limits()["cpu"]:
+		e.Message += "nothing here can limit its processors"
+		e.Next = "leave the number of cpus out, or run the node agent as root"
+	default:
+		return nil
+	}
+	return e
+}
+
+// newRecord is what spec says, with defaults.
+func (p *Provider) newRecord(spec providers.Spec) record {
 	r := record{
 		Labels: map[string]string{
 			providers.LabelServer:     p.server,
@@ -103,6 +134,7 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 			providers.LabelGeneration: strconv.FormatInt(spec.Generation, 10),
 		},
 		Name:      spec.Name,
+		Image:     spec.Image,
 		Resources: spec.Resources,
 		Network:   spec.Network,
 	}
@@ -112,6 +144,14 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 	if r.Resources.PIDs == 0 {
 		r.Resources.PIDs = DefaultPIDs
 	}
+	return r
+}
+
+// beginInstance makes the instance's folder and its record, which says that the
+// rest is missing, in one rename; so a call that dies leaves something that List
+// shows.
+func (p *Provider) beginInstance(ws string, r record) error {
+	dir := p.instanceDir(ws)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
 	}
@@ -119,38 +159,69 @@ func (p *Provider) makeInstance(spec providers.Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(host.Write(filepath.Join(fresh, recordFile), r)); err != nil {
+	err = host.Write(filepath.Join(fresh, recordFile), r)
+	if err == nil {
+		err = os.Rename(fresh, dir)
+	}
+	if err != nil {
 		return errors.Join(err, os.RemoveAll(fresh))
 	}
-	if err := os.Rename(fresh, dir); err != nil {
-		return errors.Join(err, os.RemoveAll(fresh))
+	return nil
+}
+
+// makeInstance builds the instance's folders.
+func (p *Provider) makeInstance(ws string, r record, img *image.Image) error {
+	if err := p.beginInstance(ws, r); err != nil {
+		return err
 	}
-	v, err := p.volume(spec.Workspace)
+	v, err := p.volume(ws)
 	if err != nil {
 		return err
 	}
-	for _, d := range []struct {
-		path  string
-		mode  fs.FileMode
-		owner bool
-	}{
-		{"link", 0o755, false},
-		{"root", 0o755, true},
-		{"root/home", 0o755, true},
-		{"root/root", 0o700, true},
-		{"root/tmp", 0o1777, true},
-		{"root/var", 0o755, true},
-		{"root/var/tmp", 0o1777, true},
-		{"etc", 0o755, true},
-		{"etc/upper", 0o755, true},
-		{"etc/work", 0o755, true},
-	} {
-		if err := p.makeDir(filepath.Join(dir, d.path), d.mode, v, d.owner); err != nil {
+	dir := p.instanceDir(ws)
+	if err := p.makeDir(filepath.Join(dir, "link"), 0o755, v, false); err != nil {
+		return err
+	}
+	if err := p.makeLayers(dir, v, img != nil, false); err != nil {
+		return err
+	}
+	if img != nil {
+		if err := p.giveProject(ws, *img, v); err != nil {
 			return err
 		}
 	}
 	r.Ready = true
 	return host.Write(filepath.Join(dir, recordFile), r)
+}
+
+// makeLayers makes the folders below dir in which an instance keeps what it
+// changes; with bare set only those around what is then copied.
+func (p *Provider) makeLayers(dir string, v volume, image, bare bool) error {
+	for _, d := range []struct {
+		path        string
+		mode        fs.FileMode
+		image, bare bool
+	}{
+		{"root", 0o755, false, false},
+		{"root/home", 0o755, false, false},
+		{"root/root", 0o700, false, false},
+		{"root/tmp", 0o1777, false, false},
+		{"root/var", 0o755, false, false},
+		{"root/var/tmp", 0o1777, false, false},
+		{"etc", 0o755, false, true},
+		{"etc/upper", 0o755, false, false},
+		{"etc/work", 0o755, false, true},
+		{"upper", 0o755, true, false},
+		{"work", 0o755, true, true},
+	} {
+		if d.image != image || bare && !d.bare {
+			continue
+		}
+		if err := p.makeDir(filepath.Join(dir, d.path), d.mode, v, true); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // makeDir makes one folder that nobody else can reach yet. owned ones are the
@@ -216,22 +287,27 @@ type volume struct {
 // volume tells which ids a workspace has by who owns its folders: that cannot get
 // lost, and a workspace can give them to ids of its own range alone.
 func (p *Provider) volume(ws string) (volume, error) {
-	path := filepath.Join(p.volumeDir(ws), "state")
+	base, err := p.idsOf(filepath.Join(p.volumeDir(ws), "state"), ws)
+	return volume{IDBase: base}, err
+}
+
+// idsOf is the first id of the range that a folder of a workspace belongs to.
+func (p *Provider) idsOf(path, ws string) (uint32, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return volume{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+		return 0, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	m := p.machine
 	if !m.root {
-		return volume{}, nil
+		return 0, nil
 	}
 	if st.Uid < m.idBase || (st.Uid-m.idBase)/idsPerInstance >= m.idSlots {
-		return volume{}, &providers.Error{
+		return 0, &providers.Error{
 			Message: fmt.Sprintf("the volume of native workspace %s belongs to user %d, which is outside of root's range of ids", ws, st.Uid),
 			Next:    "restore root's entry in /etc/subuid, or run the node agent as that user",
 		}
 	}
-	return volume{IDBase: st.Uid - (st.Uid-m.idBase)%idsPerInstance}, nil
+	return st.Uid - (st.Uid-m.idBase)%idsPerInstance, nil
 }
 
 // freeIDs picks a range that no other volume has. It starts where the

@@ -37,6 +37,14 @@ func failed(op, ws string, err error) error {
 	return e
 }
 
+// also adds the trouble of clearing up to the error that led to it.
+func also(err, more error) error {
+	if more == nil {
+		return err
+	}
+	return errors.Join(err, more)
+}
+
 func notFound(op, ws string) error {
 	return &providers.Error{
 		Kind:    providers.ErrNotFound,

@@ -93,7 +93,7 @@ func TestStepsWithoutTheRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	if now.Max < 1<<62 { // the same again, so that nothing changes here
-		if err := limitProcesses(int64(now.Max)); err != nil {
+		if err := limitProcesses(int64(now.Max), false); err != nil {
 			t.Error(err)
 		}
 	}

@@ -72,7 +72,8 @@ func stage(conn *os.File) error {
 		{"host name", func() error { return unix.Sethostname([]byte(pl.Hostname)) }},
 		{"user namespaces", forbidUserNamespaces},
 		{"kernel settings", sealProc},
-		{"processes", func() error { return limitProcesses(pl.PIDs) }},
+		{"processes", func() error { return limitProcesses(pl.PIDs, pl.Counted) }},
+		{"memory", func() error { return limitMemory(pl.Memory) }},
 		{"working folder", func() error { return unix.Chdir(pl.Dir) }},
 		{"privileges", confine},
 		{"node agent", func() error { _, err := conn.WriteString(handover); return err }},
@@ -97,9 +98,31 @@ func leaveKeyring() error {
 	return err
 }
 
-func limitProcesses(most int64) error {
-	n := uint64(most)
-	return unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: n, Max: n})
+// limitProcesses bounds how many there are. Where a control group counts them too,
+// this one may be raised later, up to what the agent itself may have.
+func limitProcesses(most int64, counted bool) error {
+	limit := unix.Rlimit{Cur: uint64(most), Max: uint64(most)}
+	if counted {
+		if err := unix.Getrlimit(unix.RLIMIT_NPROC, &limit); err != nil {
+			return err
+		}
+		limit.Cur = min(uint64(most), limit.Max)
+	}
+	return unix.Setrlimit(unix.RLIMIT_NPROC, &limit)
+}
+
+// leastMemory is what the guest itself needs of it: the Go runtime takes 64 MiB at a
+// time.
+const leastMemory = 256 << 20
+
+// limitMemory bounds what each process writes to of its own, where no control
+// group counts for all of them.
+func limitMemory(most int64) error {
+	if most == 0 {
+		return nil
+	}
+	n := max(uint64(most), leastMemory)
+	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: n, Max: n})
 }
 
 // buildRoot makes the instance's file system and leaves the machine's. All that
@@ -129,7 +152,6 @@ func buildRoot(pl *plan) error {
 	if err := mountAt(proc, "/proc", false); err != nil {
 		return err
 	}
-	pl.Links["/var/run"], pl.Links["/var/lock"] = "/run", "/run/lock"
 	for path, to := range pl.Links {
 		if err := symlink(path, to); err != nil {
 			return err
@@ -146,6 +168,9 @@ func buildRoot(pl *plan) error {
 	if err := errors.Join(mountTmp("/run", "mode=0755,size=64m"), mountTmp("/sys", "mode=0555,size=4k,nr_inodes=1")); err != nil {
 		return err
 	}
+	if pl.Image {
+		return completeImage(pl)
+	}
 	for _, dir := range []string{"/run/lock", "/var/lib", "/var/cache", "/var/log"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -155,6 +180,43 @@ func buildRoot(pl *plan) error {
 		return nil
 	}
 	return mountEtc(pl)
+}
+
+// completeImage adds to an image's root what every workspace has: a folder for
+// temporary files, and the instance's own files in /etc. Both may be whatever the
+// image or the workspace made of them.
+func completeImage(pl *plan) error {
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return err
+	}
+	if _, err := os.Lstat("/tmp"); errors.Is(err, os.ErrNotExist) {
+		if err := errors.Join(os.Mkdir("/tmp", 0o700), os.Chmod("/tmp", 0o777|os.ModeSticky)); err != nil {
+			return err
+		}
+	}
+	if err := place("/etc", false); err != nil {
+		return err
+	}
+	etc, err := unix.Open("/etc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /etc: %w", err)
+	}
+	defer func() { _ = unix.Close(etc) }()
+	for name, text := range pl.Files {
+		if err := os.RemoveAll("/etc/" + name); err != nil {
+			return err
+		}
+		fd, err := unix.Openat(etc, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+		if err != nil {
+			return fmt.Errorf("make /etc/%s: %w", name, err)
+		}
+		f := os.NewFile(uintptr(fd), name)
+		_, err = f.WriteString(text)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func newProc() (int, error) {

@@ -56,7 +56,7 @@ func layout(t *testing.T) (plan, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pl := r.plan("w1", rec)
+	pl := r.plan("w1", rec, volume{}, nil)
 	return pl, r.instanceDir("w1")
 }
 

@@ -42,6 +42,11 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 		if err := last.Signal(unix.SIGTERM); err != nil {
 			return failed("stop", ws, err)
 		}
+		if last.Paused || last.Held { // a halted guest would not hear of it
+			if err := p.resume(ws, &last); err != nil {
+				return failed("stop", ws, err)
+			}
+		}
 		if _, err := last.Gone(ctx, grace); err != nil {
 			return failed("stop", ws, err)
 		}
@@ -55,6 +60,11 @@ func (p *Provider) end(ctx context.Context, ws string, last run) error {
 		if err := last.Signal(unix.SIGKILL); err != nil {
 			return err
 		}
+		if last.Paused || last.Held { // some freezers keep even the killed
+			if err := p.goOn(&last); err != nil {
+				return err
+			}
+		}
 		gone, err := last.Gone(ctx, killWait)
 		if err != nil {
 			return err
@@ -64,12 +74,12 @@ func (p *Provider) end(ctx context.Context, ws string, last run) error {
 		}
 	}
 	p.hangUp(ws)
-	return p.release(ctx, ws, last)
+	return p.clear(ctx, ws, last)
 }
 
-// release clears what a guest that has ended held of the machine. The record goes
+// clear takes away what a guest that has ended held of the machine. The record goes
 // last, so that a repeat goes on where this ended.
-func (p *Provider) release(ctx context.Context, ws string, last run) error {
+func (p *Provider) clear(ctx context.Context, ws string, last run) error {
 	if err := p.leave(ctx, last); err != nil {
 		return err
 	}
@@ -93,6 +103,9 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 		if _, err := os.Lstat(p.instanceDir(ws)); err == nil {
 			return nil // another server's: not seen, not touched
 		}
+		if err := p.release(ws); err != nil {
+			return failed("destroy", ws, err)
+		}
 	} else {
 		// Records are replaced whole, so one that cannot be read was spoilt by a
 		// loss of power, after which nothing runs.
@@ -106,13 +119,17 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 		if err := p.trash.Discard(p.instanceDir(ws)); err != nil {
 			return failed("destroy", ws, err)
 		}
-	}
-	if removeVolume {
-		if err := p.trash.Discard(p.volumeDir(ws)); err != nil {
+		if err := p.release(ws); err != nil {
 			return failed("destroy", ws, err)
 		}
 	}
-	return nil
+	if !removeVolume {
+		return nil
+	}
+	if err := p.discardSnapshots(ws); err != nil {
+		return failed("destroy", ws, err)
+	}
+	return failed("destroy", ws, p.trash.Discard(p.volumeDir(ws)))
 }
 
 // Inspect tells what there is of an instance.
@@ -129,15 +146,29 @@ func (p *Provider) Inspect(_ context.Context, ws string) (providers.Instance, er
 	}
 	i := providers.Instance{Workspace: ws, Name: "vendetta-" + ws, State: providers.StateStopped}
 	i.Generation, _ = strconv.ParseInt(r.Labels[providers.LabelGeneration], 10, 64) // our own writing
+	i.Digest = r.Digest
 	last, err := p.run(ws)
+	if err == nil {
+		if err := p.mend(ws, &last); err != nil {
+			return i, failed("inspect", ws, err)
+		}
+	}
 	_, verr := p.volume(ws)
 	switch {
+	case r.Restoring != "":
+		i.State, i.Message = providers.StateBroken, fmt.Sprintf("its snapshot %s is restored by half", r.Restoring)
 	case !r.Ready:
 		i.State, i.Message = providers.StateBroken, "half-made"
 	case err != nil:
 		i.State, i.Message = providers.StateBroken, "unreadable record of its process"
 	case last.Alive():
 		i.State, i.StartedAt = providers.StateRunning, last.Started
+		if last.Paused {
+			i.State = providers.StatePaused
+		}
+		if err := trim(filepath.Join(p.instanceDir(ws), consoleFile)); err != nil {
+			p.log.Warn("trim a guest's output", "workspace", ws, "error", err)
+		}
 	case verr != nil:
 		i.State, i.Message = providers.StateBroken, "its volume is gone"
 	case last.PID != 0 && last.BootID != host.BootID():

@@ -104,7 +104,7 @@ func TestAdoption(t *testing.T) {
 	if err := r.Stop(t.Context(), "w1", patience); err != nil {
 		t.Fatal(err)
 	}
-	if before.Process.Alive() {
+	if before.Alive() {
 		t.Error("it still runs")
 	}
 }
@@ -238,7 +238,7 @@ func TestCreateRefuses(t *testing.T) {
 		if !errors.As(err, &e) || !errors.Is(err, providers.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if what == "image" && !strings.Contains(e.Next, "--provider docker") {
+		if what == "image" && !strings.Contains(e.Next, "leave the image out") {
 			t.Error(e.Next)
 		}
 	}

@@ -16,7 +16,11 @@ import (
 
 func TestLimits(t *testing.T) {
 	r := newRig(t)
-	r.up(providers.Spec{Workspace: "w1", Network: providers.NetworkNone, Resources: providers.Resources{PIDs: 60, MemoryBytes: 96 << 20, CPUs: 0.5}})
+	res := providers.Resources{PIDs: 60, MemoryBytes: 96 << 20}
+	if r.machine.root {
+		res.CPUs = 0.5
+	}
+	r.up(providers.Spec{Workspace: "w1", Network: providers.NetworkNone, Resources: res})
 	r.want("w1", "sh -c 'ulimit -u' 2>/dev/null || grep processes /proc/self/limits | tr -s ' ' | cut -d' ' -f3", "60")
 	out, _ := r.sh("w1", "i=0; while [ $i -lt 100 ]; do sleep 3 >/dev/null 2>&1 & i=$((i+1)); done; echo all")
 	if !strings.Contains(out, "annot fork") {

@@ -3,12 +3,14 @@
 package native
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
+	"github.com/vendetta-dev/vendetta/providers/image"
 )
 
 // plan is what the agent tells Init. It holds nothing secret, since an ordinary
@@ -21,6 +23,8 @@ type plan struct {
 	Root mount
 	// Mounts are made in this order.
 	Mounts []mount
+	// Image: the root is an image's, with folders and links of its own.
+	Image bool
 	// Links are symbolic links like /bin.
 	Links map[string]string
 	// Etc makes /etc from the machine's and the instance's own upper layer.
@@ -34,6 +38,10 @@ type plan struct {
 	// Address of eth0 and Gateway, where there is a way out.
 	Address, Gateway string
 	PIDs             int64
+	// Counted: a control group holds the instance to PIDs.
+	Counted bool
+	// Memory is the most of each process, in bytes; 0 does not limit it.
+	Memory int64
 	// Range: there is more than one user id.
 	Range bool
 	// Dir is where the guest begins.
@@ -50,6 +58,8 @@ type mount struct {
 	// Path on the machine; FD, where not 0, is the opened mount.
 	Path string
 	FD   int
+	// Layers are laid over each other instead, and Path is the upper one.
+	Layers *layers
 	// File: the target is a file.
 	File bool
 	// Writable trees are the workspace's own.
@@ -72,14 +82,11 @@ var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 // of what distributions put in theirs.
 const guestPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin:/snap/bin"
 
-func (p *Provider) plan(ws string, r record) plan {
+func (p *Provider) plan(ws string, r record, v volume, img *image.Image) plan {
 	dir, vol := p.instanceDir(ws), p.volumeDir(ws)
 	pl := plan{
 		Hostname:   r.Name,
-		Root:       mount{Path: filepath.Join(dir, "root"), Writable: true},
 		Links:      map[string]string{},
-		EtcLower:   mount{Path: "/etc"},
-		EtcUpper:   mount{Path: filepath.Join(dir, "etc"), Writable: true},
 		OwnNetwork: r.Network != providers.NetworkHost,
 		PIDs:       r.Resources.PIDs,
 		Range:      p.machine.root,
@@ -90,25 +97,20 @@ func (p *Provider) plan(ws string, r record) plan {
 			"--state", providers.GuestState,
 			"--project", providers.Project,
 		},
-		Env: []string{
-			"PATH=" + guestPath, "HOME=/root", "USER=root", "LANG=C.UTF-8",
-			providers.EnvGuestUser + "=root",
-		},
+		Env: environment(img, p.guestUser(img)),
 	}
 	if pl.Hostname == "" {
 		pl.Hostname = ws
 	}
-	for _, d := range systemDirs {
-		info, err := os.Lstat(d)
-		switch {
-		case err != nil: // not on this machine
-		case info.IsDir():
-			pl.Mounts = append(pl.Mounts, mount{Target: d, Path: d})
-		case info.Mode()&os.ModeSymlink != 0:
-			if to, err := os.Readlink(d); err == nil {
-				pl.Links[d] = to
-			}
-		}
+	limits := p.machine.limits()
+	pl.Counted = limits["pids"]
+	if !limits["memory"] {
+		pl.Memory = r.Resources.MemoryBytes
+	}
+	if img != nil {
+		pl.useImage(p.layers(dir, v, img))
+	} else {
+		pl.useMachine(dir)
 	}
 	pl.Mounts = append(pl.Mounts,
 		mount{Target: providers.Project, Path: filepath.Join(vol, "workspace"), Writable: true},
@@ -125,6 +127,40 @@ func (p *Provider) plan(ws string, r record) plan {
 		"resolv.conf": "# no name server: this workspace has no way out\n",
 	}
 	return pl
+}
+
+// useMachine makes the root of a folder of the instance's and the machine's own.
+func (pl *plan) useMachine(dir string) {
+	pl.Root = mount{Path: filepath.Join(dir, "root"), Writable: true}
+	pl.EtcLower = mount{Path: "/etc"}
+	pl.EtcUpper = mount{Path: filepath.Join(dir, "etc"), Writable: true}
+	pl.Links["/var/run"], pl.Links["/var/lock"] = "/run", "/run/lock"
+	for _, d := range systemDirs {
+		info, err := os.Lstat(d)
+		switch {
+		case err != nil: // not on this machine
+		case info.IsDir():
+			pl.Mounts = append(pl.Mounts, mount{Target: d, Path: d})
+		case info.Mode()&os.ModeSymlink != 0:
+			if to, err := os.Readlink(d); err == nil {
+				pl.Links[d] = to
+			}
+		}
+	}
+}
+
+// useImage makes the root of an image and what the instance changed of it.
+func (pl *plan) useImage(l *layers) {
+	pl.Image = true
+	pl.Root = mount{Path: l.Upper, Layers: l, Writable: true}
+}
+
+func (p *Provider) layers(dir string, v volume, img *image.Image) *layers {
+	l := &layers{Lower: img.Root, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	if p.machine.root {
+		l.IDBase, l.IDCount = v.IDBase, idsPerInstance
+	}
+	return l
 }
 
 // each calls f with every tree of the plan.
@@ -149,9 +185,12 @@ func (pl *plan) each(f func(*mount) error) error {
 
 // open makes a mount of m that is attached nowhere yet, with what it may do
 // already taken away, and cut off from later mounts and unmounts outside.
-func (m *mount) open() (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
+func (m *mount) open() (fd int, err error) {
+	if m.Layers != nil {
+		if fd, err = m.Layers.mount(); err != nil {
+			return -1, fmt.Errorf("lay the instance over its image: %w", err)
+		}
+	} else if fd, err = unix.OpenTree(unix.AT_FDCWD, m.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE); err != nil {
 		return -1, &os.PathError{Op: "open_tree", Path: m.Path, Err: err}
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID, Propagation: unix.MS_PRIVATE}

@@ -100,16 +100,20 @@ func remedy(err error, sysctl func(string) string) string {
 func (m machine) capabilities() (have []string, missing string) {
 	var without []string
 	limits := m.limits()
-	for _, l := range []struct{ controller, word string }{
-		{"cpu", CapabilityCPU}, {"memory", CapabilityMemory},
+	for _, l := range []struct{ controller, word, without string }{
+		{"cpu", CapabilityCPU, "cpu is not limited"}, {"memory", CapabilityMemory, "memory is limited for each process alone"},
 	} {
 		if limits[l.controller] {
 			have = append(have, l.word)
 		} else {
-			without = append(without, l.controller+" is not limited")
+			without = append(without, l.without)
 		}
 	}
 	have = append(have, CapabilityPIDs) // by RLIMIT_NPROC everywhere
+	have = append(have, providers.CapabilitySnapshot, providers.CapabilityFork, providers.CapabilityPause)
+	if m.resizable() {
+		have = append(have, providers.CapabilityResize)
+	}
 	if m.root {
 		have = append(have, CapabilityUsers)
 	} else {

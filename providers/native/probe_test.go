@@ -75,7 +75,7 @@ func TestRemedy(t *testing.T) {
 
 func TestCapabilities(t *testing.T) {
 	_, missing := machine{}.capabilities()
-	if !strings.Contains(missing, "memory is not limited") || !strings.Contains(missing, "as root") {
+	if !strings.Contains(missing, "memory is limited for each process") || !strings.Contains(missing, "as root") {
 		t.Error(missing)
 	}
 	_, missing = machine{root: true}.capabilities()

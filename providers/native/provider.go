@@ -39,6 +39,8 @@ type Options struct {
 	// Subnet is where private networks get their addresses from, four each;
 	// the zero value means 10.231.0.0/16.
 	Subnet netip.Prefix
+	// Images is the machine's store; without one no image is taken.
+	Images Images
 	// Logger of the provider; nil is silent.
 	Logger *slog.Logger
 }
@@ -55,6 +57,9 @@ type Provider struct {
 
 	mu        sync.Mutex
 	listeners map[string]*link.Listener
+	held      map[string]bool // halted for a call of this process
+
+	images Images
 
 	trash *tree.Trash
 }
@@ -79,6 +84,8 @@ func New(opts Options) *Provider {
 		log:       opts.Logger.With("provider", Name),
 		machine:   thisMachine(),
 		listeners: map[string]*link.Listener{},
+		held:      map[string]bool{},
+		images:    opts.Images,
 	}
 	p.trash = tree.NewTrash(filepath.Join(p.dir, "trash"), p.log)
 	return p
@@ -103,6 +110,9 @@ func (p *Provider) Name() string { return Name }
 
 func (p *Provider) instanceDir(ws string) string { return filepath.Join(p.dir, "instances", ws) }
 func (p *Provider) volumeDir(ws string) string   { return filepath.Join(p.dir, "volumes", ws) }
+func (p *Provider) snapshotsDir(ws string) string {
+	return filepath.Join(p.dir, "snapshots", ws)
+}
 
 var workspaceID = regexp.MustCompile(`^[a-z0-9]{1,32}$`)
 

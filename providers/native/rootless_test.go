@@ -66,7 +66,7 @@ func TestAsOrdinaryUser(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, name := range []string{"TestIsolation", "TestLife", "TestAdoption", "TestContract"} {
+	for _, name := range []string{"TestIsolation", "TestLife", "TestAdoption", "TestContract", "TestContractWithImage"} {
 		if !strings.Contains(string(out), "--- PASS: "+name+" ") {
 			t.Errorf("%s did not run:\n%s", name, out)
 		}

@@ -34,8 +34,11 @@ func (p *Provider) Start(ctx context.Context, ws string) error {
 	if last, err := p.run(ws); err != nil {
 		return failed("start", ws, err)
 	} else if last.Alive() {
+		if last.Paused || last.Held && !p.holds(ws) {
+			return failed("start", ws, p.resume(ws, &last))
+		}
 		return nil
-	} else if err := p.release(ctx, ws, last); err != nil { // what a dead guest left behind
+	} else if err := p.clear(ctx, ws, last); err != nil { // what a dead guest left behind
 		return failed("start", ws, err)
 	}
 	return failed("start", ws, p.spawn(ctx, ws, r))
@@ -56,6 +59,11 @@ func (p *Provider) ready(op, ws string) (record, error) {
 		return r, &providers.Error{
 			Message: fmt.Sprintf("%s native workspace %s: the instance is half-made", op, ws),
 			Next:    "bring it down, then up again",
+		}
+	case r.Restoring != "":
+		return r, &providers.Error{
+			Message: fmt.Sprintf("%s native workspace %s: its snapshot %s is restored by half", op, ws, r.Restoring),
+			Next:    "restore a snapshot again",
 		}
 	}
 	return r, nil
@@ -80,8 +88,12 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 	if _, err := p.listener(ws, v); err != nil {
 		return err
 	}
-	pl := p.plan(ws, r)
-	output, err := os.OpenFile(filepath.Join(p.instanceDir(ws), "guest.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	img, err := p.below(r)
+	if err != nil {
+		return err
+	}
+	pl := p.plan(ws, r, v, img)
+	output, err := os.OpenFile(filepath.Join(p.instanceDir(ws), consoleFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -96,7 +108,7 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 	current := run{Started: time.Now()}
 	undo := func(err error) error {
 		c.kill()
-		return errors.Join(err, p.release(context.WithoutCancel(ctx), ws, current))
+		return errors.Join(err, p.clear(context.WithoutCancel(ctx), ws, current))
 	}
 	if current.Process, err = host.Identify(c.pid); err != nil {
 		return undo(err)

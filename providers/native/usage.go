@@ -43,25 +43,14 @@ func (p *Provider) Usage(_ context.Context, ws string) (providers.Usage, error) 
 // summed adds up the processes of pid's namespace. Shared pages count once for
 // each process.
 func summed(pid int, u *providers.Usage) error {
-	home, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir("/proc")
+	all, err := members(pid)
 	if err != nil {
 		return err
 	}
 	u.CPU, u.MemoryBytes = 0, 0
-	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
-			continue
-		}
-		dir := "/proc/" + e.Name()
-		if at, err := os.Readlink(dir + "/ns/pid"); err != nil || at != home {
-			continue // another's, or gone meanwhile
-		}
-		raw, err := os.ReadFile(dir + "/stat")
-		if err != nil {
+	for _, id := range all {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
+		if err != nil { // gone meanwhile
 			continue
 		}
 		f := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
