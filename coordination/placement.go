@@ -86,9 +86,9 @@ func placeOn(c candidate, spec *vendettav1.WorkspaceSpec, note string) (placed, 
 	if p.provider != "" {
 		return p, providerUsable(c, p.provider)
 	}
-	p.provider = openProvider(c, spec.GetImage())
+	p.provider = openProvider(c)
 	if p.provider == "" {
-		return placed{}, noProvider(c, spec.GetImage())
+		return placed{}, noProvider(c)
 	}
 	p.note = joinNotes(p.note, "provider "+p.provider)
 	return p, nil
@@ -99,19 +99,17 @@ func placeAmong(nodes []candidate, spec *vendettav1.WorkspaceSpec) (placed, erro
 	providers := []string{spec.GetProvider()}
 	if spec.GetProvider() == "" {
 		providers = []string{providerDocker, providerNative}
-		if spec.GetImage() != "" {
-			providers = providers[:1]
-		}
 	}
 	var refused []string
 	for _, provider := range providers {
 		var best *candidate
 		bestSpare, fit := false, 0
-		refused = refused[:0]
 		for i := range nodes {
 			c := &nodes[i]
 			if _, err := placeOn(*c, &vendettav1.WorkspaceSpec{Provider: provider}, ""); err != nil {
-				refused = append(refused, err.Error())
+				if why := err.Error(); !slices.Contains(refused, why) { // a lost node is that to every provider
+					refused = append(refused, why)
+				}
 				continue
 			}
 			fit++
@@ -147,12 +145,9 @@ func joinNotes(a, b string) string {
 func freeMemory(c candidate) uint64 { return c.report.GetCapacity().GetMemoryFreeBytes() }
 
 // openProvider is the provider taken when none was named: docker if usable, else
-// native, which has no images.
-func openProvider(c candidate, image string) string {
+// native.
+func openProvider(c candidate) string {
 	for _, name := range []string{providerDocker, providerNative} {
-		if name == providerNative && image != "" {
-			continue
-		}
 		if providerUsable(c, name) == nil {
 			return name
 		}
@@ -184,11 +179,8 @@ func providerUsable(c candidate, name string) error {
 }
 
 // noProvider says that none of the providers one would take is usable.
-func noProvider(c candidate, image string) error {
+func noProvider(c candidate) error {
 	docker := api.From(providerUsable(c, providerDocker))
-	if image != "" {
-		return docker
-	}
 	native := api.From(providerUsable(c, providerNative))
 	return api.Errorf(api.FailedPrecondition, "node %s: no provider is usable: %s; %s", c.name,
 		unprefixed(c.name, docker.Message), unprefixed(c.name, native.Message)).WithNext("%s; or %s", docker.Next, native.Next)

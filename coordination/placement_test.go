@@ -45,7 +45,7 @@ func TestPlacement(t *testing.T) {
 		{name: "no such node", node: "x", want: "not_found", says: []string{`"x"`}},
 		{name: "the only one", nodes: []candidate{on("a", 1, "docker", "native")}, want: "a/docker", says: []string{"node a (the only one)", "provider docker"}},
 		{name: "native when docker is not usable", nodes: []candidate{on("a", 1, "!docker", "native")}, want: "a/native", says: []string{"provider native"}},
-		{name: "an image needs docker", nodes: []candidate{on("a", 1, "!docker", "native")}, image: "debian", want: "failed_precondition", says: []string{"docker is not usable", "daemon"}},
+		{name: "native with an image too", nodes: []candidate{on("a", 1, "!docker", "native")}, image: "debian", want: "a/native", says: []string{"provider native"}},
 		{name: "nothing usable", nodes: []candidate{on("a", 1, "!docker", "!native?")}, want: "failed_precondition", says: []string{"docker is not usable", "native is not usable"}},
 		{name: "named and unusable", nodes: []candidate{on("a", 1, "!docker?", "native")}, provider: "docker", want: "failed_precondition", says: []string{"daemon"}},
 		{name: "named and absent", nodes: []candidate{on("a", 1, "docker")}, provider: "lxc", want: "failed_precondition", says: []string{`no provider "lxc"`}},

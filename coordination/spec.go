@@ -25,10 +25,6 @@ func checkSpec(spec *vendettav1.WorkspaceSpec) error {
 	if err := checkWord("image", spec.GetImage()); err != nil {
 		return err
 	}
-	if spec.GetProvider() == providerNative && spec.GetImage() != "" {
-		return api.Errorf(api.InvalidArgument, "image %q: native workspaces use the node's own system and take no image", clip(spec.GetImage())).
-			WithNext("leave the image out, or use provider docker")
-	}
 	if err := checkChecksum(spec); err != nil {
 		return err
 	}

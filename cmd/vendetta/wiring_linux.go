@@ -33,7 +33,7 @@ func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Lo
 	return func(serverID string) []providers.Provider {
 		list := []providers.Provider{native.New(native.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "native", serverID),
-			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Logger: log,
+			GuestProgram: guest, InitCommand: []string{self, "nodeagent", "native-init"}, Images: images, Logger: log,
 		}), qemu.New(qemu.Options{
 			ServerID: serverID, StateDir: filepath.Join(a.agentDir(), "qemu", serverID), GuestProgram: guest, Images: images,
 			Kernel: os.Getenv(kernelVariable), KernelDir: filepath.Join(a.agentDir(), "kernel"), Logger: log,

@@ -77,7 +77,7 @@ that was interrupted.`,
 	f := cmd.Flags()
 	f.StringVar(&o.node, "node", "", "node to create it on")
 	f.StringVar(&o.provider, "provider", "", "docker, lxc or native")
-	f.StringVar(&o.image, "image", "", "image of the workspace (docker, lxc: default debian:12)")
+	f.StringVar(&o.image, "image", "", "image of the workspace (docker, lxc: default debian:12; native: the node's own system)")
 	f.StringVar(&o.from, "from", "", "git repository to bring to /workspace")
 	f.BoolVar(&o.clean, "clean", false, "with --from: leave uncommitted and untracked files out")
 	f.Float64Var(&o.cpus, "cpus", 0, "processors, fractions allowed (default: the provider's)")
