@@ -204,7 +204,7 @@ var derivedName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,99}$`)
 // error nothing stays. Others who want the same file wait for it.
 func (s *Store) Derived(ctx context.Context, digest, name string, make func(ctx context.Context, path string) error) (string, error) {
 	if !derivedName.MatchString(name) {
-		return "", invalid(fmt.Sprintf("file %.100q made from an image: the name is not one", name), "")
+		return "", invalid(fmt.Sprintf("file %.100q made from an image: the name is not one", name), "use lower case letters, digits, dots and dashes")
 	}
 	_, dir, err := s.find(digest, imagesDir, disksDir)
 	if err != nil {
@@ -269,7 +269,7 @@ func (s *Store) Hold(digest, holder string) error {
 		return err
 	}
 	if holder == "" {
-		return invalid("hold an image: no holder", "")
+		return invalid("hold an image: no holder", "name the instance or the snapshot")
 	}
 	return s.hold(digest, holder)
 }
@@ -321,7 +321,7 @@ func (s *Store) hold(digest, holder string) error {
 func holderName(holder string) (string, error) {
 	name := "h." + url.PathEscape(holder)
 	if holder == "" || len(name) > longestBase {
-		return "", invalid(fmt.Sprintf("hold an image: %.100q is no name of a holder", holder), "")
+		return "", invalid(fmt.Sprintf("hold an image: %.100q is no name of a holder", holder), "use a shorter name")
 	}
 	return name, nil
 }
