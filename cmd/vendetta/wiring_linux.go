@@ -56,7 +56,7 @@ func nodeProviders(a *app, guest, self string, images *image.Store, log *slog.Lo
 // nodeImages is the machine's own store of images. The providers that have no
 // engine of their own share it.
 func nodeImages(a *app, log *slog.Logger) *image.Store {
-	return image.New(image.Options{Dir: filepath.Join(a.agentDir(), "images"), Logger: log})
+	return image.New(image.Options{Dir: filepath.Join(a.agentDir(), "images"), Private: []string{a.stateDir}, Logger: log})
 }
 
 // nodeStores are the node's: its own and the Docker engine's.

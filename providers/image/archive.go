@@ -23,12 +23,9 @@ type span struct{ at, size int64 }
 // maxMembers bounds what an archive of an image has: a few for each layer.
 const maxMembers = 16 << 10
 
-// openArchive notes where an archive has what. It reads only its headers.
-func openArchive(name string, l limits) (*archive, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|nonBlocking, 0)
-	if err != nil {
-		return nil, err
-	}
+// openArchive notes where an archive has what. It reads only its headers. The file
+// is the archive's from then on.
+func openArchive(f *os.File, l limits) (*archive, error) {
 	a := &archive{file: f, where: map[string]span{}}
 	if err := a.scan(l); err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/vendetta-dev/vendetta/providers"
 )
@@ -171,8 +172,12 @@ func (s *Store) load(ctx context.Context, r *reference, archive io.Reader) (stri
 	if err := s.spool(ctx, path, archive); err != nil {
 		return "", err
 	}
-	src, err := openPath(path, s.limits)
+	f, err := os.Open(path)
 	if err != nil {
+		return "", err
+	}
+	src := &layout{limits: s.limits}
+	if src.files, err = filesOf(f, s.limits); err != nil {
 		return "", err
 	}
 	defer func() { _ = src.close() }()
@@ -252,7 +257,7 @@ func (s *Store) prune(ctx context.Context) ([]providers.Image, error) {
 		if e.used > 0 {
 			continue
 		}
-		if err := os.Rename(e.dir, s.path(trashDir, rand.Text())); err != nil {
+		if err := s.discard(e.dir); err != nil {
 			return removed, err
 		}
 		ref := e.untagged()
@@ -262,6 +267,20 @@ func (s *Store) prune(ctx context.Context) ([]providers.Image, error) {
 		removed = append(removed, e.image(ref))
 	}
 	return removed, s.forget()
+}
+
+// discard takes an image out of the store at once; its files are removed later. On
+// a full disk, where a rename may not be possible, they are removed now, and the
+// record first, without which there is no image.
+func (s *Store) discard(dir string) error {
+	err := os.Rename(dir, s.path(trashDir, rand.Text()))
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	if err := os.Remove(filepath.Join(dir, recordFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(dir)
 }
 
 // forget removes what is said of images that are not there.

@@ -168,13 +168,7 @@ func (s *Store) keepDisk(ctx context.Context, whole string, rec record) error {
 	if err := writeJSON(filepath.Join(whole, recordFile), whole, rec); err != nil {
 		return err
 	}
-	if err := syncTree(whole); err != nil {
-		return err
-	}
-	if err := os.Rename(whole, s.path(disksDir, name)); err != nil {
-		return err
-	}
-	return syncDir(s.path(disksDir))
+	return s.settle(whole, s.path(disksDir, name))
 }
 
 // copyDisk reads a disk image from where it is into the store.
@@ -286,7 +280,7 @@ func (s *Store) openDisk(ctx context.Context, r reference, known string) (diskSo
 		return s.request(ctx, r, known)
 	}
 	src := diskSource{stamp: stamp(r.path)}
-	f, err := os.OpenFile(r.path, os.O_RDONLY|nonBlocking, 0)
+	f, err := s.openLocal(r)
 	if err != nil {
 		return src, err
 	}

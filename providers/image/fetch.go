@@ -10,9 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/sourcegraph/conc/pool"
 )
 
@@ -82,7 +85,7 @@ func (s *Store) fetch(ctx context.Context, r reference, digest string, fresh boo
 	if r.kind == kindRegistry {
 		src, err = s.registry(r)
 	} else {
-		src, err = openPath(r.path, s.limits)
+		src, err = s.openPath(r)
 	}
 	if err != nil {
 		if digest == "" && known != "" && errors.Is(err, fs.ErrNotExist) {
@@ -142,14 +145,27 @@ func (s *Store) install(ctx context.Context, r reference, src source, digest str
 	if err := s.describe(r, p, whole); err != nil {
 		return "", err
 	}
-	if err := syncTree(whole); err != nil {
-		return "", err
-	}
-	if err := os.Rename(whole, s.path(imagesDir, name)); err != nil {
+	if err := s.settle(whole, s.path(imagesDir, name)); err != nil {
 		return "", err
 	}
 	tell.line("%s: unpacked", r.text)
-	return p.digest, syncDir(s.path(imagesDir))
+	return p.digest, nil
+}
+
+// settle moves what was made whole to where it stays.
+func (s *Store) settle(whole, place string) error {
+	if exists(place) { // without its record: it was being removed
+		if err := s.discard(place); err != nil {
+			return err
+		}
+	}
+	if err := syncTree(whole); err != nil {
+		return err
+	}
+	if err := os.Rename(whole, place); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(place))
 }
 
 // describe writes what is known of an image into its folder.
@@ -163,6 +179,9 @@ func (s *Store) describe(r reference, p picture, whole string) error {
 		Env: file.Config.Env, User: file.Config.User, WorkingDir: file.Config.WorkingDir,
 		Created: file.Created.Time,
 	}
+	if err := checkConfig(file.Config); err != nil {
+		return err
+	}
 	if rec.Created.Unix() <= 0 {
 		rec.Created = time.Now()
 	}
@@ -170,6 +189,20 @@ func (s *Store) describe(r reference, p picture, whole string) error {
 		return err
 	}
 	return writeJSON(filepath.Join(whole, recordFile), whole, rec)
+}
+
+// checkConfig refuses what cannot be a user, a folder or an environment, before a
+// provider hands it to the kernel or writes it into a file.
+func checkConfig(c v1.Config) error {
+	for _, field := range append([]string{c.User, c.WorkingDir}, c.Env...) {
+		if strings.IndexByte(field, 0) >= 0 {
+			return refuse("its config has a zero byte in %.100q", field)
+		}
+	}
+	if strings.ContainsFunc(c.User+c.WorkingDir, unicode.IsControl) {
+		return refuse("its config has no sense: user %.100q, folder %.100q", c.User, c.WorkingDir)
+	}
+	return nil
 }
 
 // build unpacks the layers, each as soon as it and those below are here.

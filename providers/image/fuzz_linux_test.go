@@ -19,7 +19,7 @@ import (
 // fuzzLimits keep one try short.
 var fuzzLimits = limits{
 	layers: 8, manifest: 64 << 10, config: 64 << 10, archive: 1 << 20,
-	entries: 200, total: 1 << 20, file: 256 << 10, path: 512, depth: 16, target: 256,
+	names: 32 << 10, entries: 200, total: 1 << 20, file: 256 << 10, path: 512, depth: 16, target: 256,
 	ratio: 50, free: 256 << 10, virtual: 1 << 40,
 }
 
@@ -143,7 +143,12 @@ func FuzzArchive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		path := filepath.Join(t.TempDir(), "a.tar")
 		write(t, path, raw)
-		l, err := openPath(path, fuzzLimits)
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &layout{limits: fuzzLimits}
+		l.files, err = filesOf(f, fuzzLimits)
 		if err != nil {
 			return
 		}

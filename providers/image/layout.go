@@ -38,36 +38,44 @@ const (
 )
 
 // openPath opens the layout or archive of a path, which may end in :TAG.
-func openPath(name string, l limits) (*layout, error) {
-	tag := ""
-	info, err := os.Stat(name)
+func (s *Store) openPath(r reference) (*layout, error) {
+	l := &layout{limits: s.limits}
+	f, err := s.openLocal(r)
 	if errors.Is(err, fs.ErrNotExist) {
-		dir, base := filepath.Split(name)
-		if before, after, found := strings.Cut(base, ":"); found && before != "" && after != "" {
-			if short, shortErr := os.Stat(dir + before); shortErr == nil {
-				name, tag, info, err = dir+before, after, short, nil
+		dir, base := filepath.Split(r.path)
+		if before, tag, found := strings.Cut(base, ":"); found && before != "" && tag != "" {
+			short := r
+			short.path = dir + before
+			if again, shortErr := s.openLocal(short); !errors.Is(shortErr, fs.ErrNotExist) {
+				f, err, l.tag = again, shortErr, tag
 			}
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	var f files
+	l.files, err = filesOf(f, s.limits)
+	return l, err
+}
+
+// filesOf takes an open folder or archive.
+func filesOf(f *os.File, l limits) (files, error) {
+	info, err := f.Stat()
 	switch {
+	case err != nil:
 	case info.IsDir():
-		root, err := os.OpenRoot(name)
-		if err != nil {
-			return nil, err
+		var root *os.Root
+		root, err = openFolder(f)
+		if err = errors.Join(err, f.Close()); err == nil {
+			return folderFiles{root}, nil
 		}
-		f = folderFiles{root}
+		return nil, err
 	case info.Mode().IsRegular():
-		if f, err = openArchive(name, l); err != nil {
-			return nil, err
-		}
+		return openArchive(f, l)
 	default:
-		return nil, refuse("%s is neither a folder nor a file", name)
+		err = refuse("it is neither a folder nor a file")
 	}
-	return &layout{files: f, tag: tag, limits: l}, nil
+	return nil, errors.Join(err, f.Close())
 }
 
 // folderFiles are those below a folder; links do not lead out of it.

@@ -14,6 +14,7 @@ type limits struct {
 	entries  int   // of all layers
 	total    int64 // bytes of all files
 	file     int64 // bytes of one file
+	names    int64 // bytes of all names
 	path     int   // bytes of a name
 	depth    int   // folders above a file
 	target   int   // bytes of a symbolic link
@@ -31,7 +32,8 @@ var defaultLimits = limits{
 	entries:  2_000_000,
 	total:    128 << 30,
 	file:     64 << 30,
-	path:     4095,
+	names:    256 << 20,
+	path:     3072, // a path on this machine has the store before it, and 4095 bytes at most
 	depth:    255,
 	target:   4095,
 	ratio:    200,

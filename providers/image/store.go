@@ -25,6 +25,9 @@ type Options struct {
 	// Platform, os/arch, is the one that images are taken for; empty means this
 	// machine's.
 	Platform string
+	// Private are folders that no reference may lead into: those of workspaces, of
+	// the agent and of the server, which a user of this store may not read.
+	Private []string
 	// Transport reaches registries; nil means http.DefaultTransport.
 	Transport http.RoundTripper
 	Logger    *slog.Logger

@@ -30,11 +30,15 @@ type budget struct {
 	limits  limits
 	entries int
 	files   int64
+	names   int64
 }
 
 func (b *budget) entry(h *tar.Header) error {
 	if b.entries++; b.entries > b.limits.entries {
 		return refuse("the image has more than %d entries", b.limits.entries)
+	}
+	if b.names += int64(len(h.Name) + len(h.Linkname)); b.names > b.limits.names {
+		return refuse("the image has more than %d bytes of names", b.limits.names)
 	}
 	switch {
 	case h.Size < 0 || h.Size > b.limits.file:
@@ -72,7 +76,7 @@ func (t *tree) unpack(ctx context.Context, b *budget, packed io.Reader, digest s
 		tree:   t,
 		budget: b,
 		fresh:  map[uint64]struct{}{},
-		most:   func() int64 { return max(b.limits.free, in.n*b.limits.ratio) },
+		most:   func() int64 { return min(max(b.limits.free, in.n*b.limits.ratio), 2*b.limits.total) },
 		word:   fmt.Sprintf("a layer unpacks to more than %d times its size", b.limits.ratio),
 	}
 	out := &measured{r: plain, max: l.most, word: l.word}

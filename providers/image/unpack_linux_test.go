@@ -21,7 +21,7 @@ import (
 // small limits make hostile archives small.
 var small = limits{
 	layers: 8, manifest: 1 << 20, config: 1 << 20, archive: 64 << 20,
-	entries: 1000, total: 8 << 20, file: 4 << 20, path: 1024, depth: 32, target: 1024,
+	names: 64 << 10, entries: 1000, total: 8 << 20, file: 4 << 20, path: 1024, depth: 32, target: 1024,
 	ratio: 20, free: 1 << 20, virtual: 1 << 40,
 }
 
@@ -397,6 +397,7 @@ func hostile(t testing.TB) map[string]struct {
 		"large file":                 one("file of", file("f", strings.Repeat("x", 4<<20+1))),
 		"large in sum":               one("unpacks to", file("a", strings.Repeat("x", 3<<20)), file("b", strings.Repeat("x", 3<<20)), file("c", strings.Repeat("x", 3<<20))),
 		"large in layers":            {[][]byte{layerOf(t, file("a", strings.Repeat("x", 4<<20))), layerOf(t, file("a", strings.Repeat("x", 4<<20))), layerOf(t, file("a", "x"))}, "unpacks to"},
+		"too many names":             one("bytes of names", longNames()...),
 		"ratio":                      {[][]byte{bomb}, "times its size"},
 		"impossible owner":           one("id that does not exist", tar.Header{Name: "f", Uid: 1 << 40, Format: tar.FormatGNU}),
 		"negative owner":             one("id that does not exist", tar.Header{Name: "f", Gid: -1, Format: tar.FormatGNU}),
@@ -413,6 +414,14 @@ func hostile(t testing.TB) map[string]struct {
 			layers [][]byte
 			why    string
 		}{[][]byte{raw}, "damaged"}
+	}
+	return all
+}
+
+func longNames() []tar.Header {
+	var all []tar.Header
+	for i := range 100 {
+		all = append(all, file(strings.Repeat(strings.Repeat("n", 200)+"/", 4)+fmt.Sprint(i), ""))
 	}
 	return all
 }
