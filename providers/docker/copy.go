@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -95,7 +96,7 @@ func (c *copying) folder(ctx context.Context, at string) (int64, error) {
 	counted := &counter{Reader: stream, check: c.p.room}
 	err = c.p.engine.CopyToContainer(ctx, c.target, path.Dir(at), counted, container.CopyToContainerOptions{})
 	if counted.err != nil {
-		err = counted.err // the reason why the engine saw an end
+		err = counted.err // the reason why the engine was not sent the rest
 	}
 	return counted.n, err
 }
@@ -152,6 +153,9 @@ func (c *counter) Read(b []byte) (int, error) {
 	}
 	n, err := c.Reader.Read(b)
 	c.n += int64(n)
+	if err != nil && !errors.Is(err, io.EOF) {
+		c.err = fmt.Errorf("read: %w", err)
+	}
 	return n, err
 }
 

@@ -21,15 +21,19 @@ func (e *engine) explain(doing string, err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &own):
-		return err
+		return own
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return &providers.Error{Message: fmt.Sprintf("%s: %v", doing, contextWord(err)), Cause: err}
 	}
-	answer := &providers.Error{Message: fmt.Sprintf("%s: %v", doing, err), Cause: err}
 	if reason, fix := e.unreachable(err); reason != "" {
-		answer.Kind, answer.Message, answer.Next = providers.ErrUnusable, fmt.Sprintf("%s: %s", doing, reason), fix
-		return answer
+		return &providers.Error{Kind: providers.ErrUnusable, Message: fmt.Sprintf("%s: %s", doing, reason), Next: fix, Cause: err}
 	}
+	return explained(doing, err)
+}
+
+// explained is explain for what did not go through the engine's client.
+func explained(doing string, err error) error {
+	answer := &providers.Error{Message: fmt.Sprintf("%s: %v", doing, err), Cause: err}
 	text := err.Error()
 	switch {
 	case strings.Contains(text, "no space left on device"), strings.Contains(text, "disk quota exceeded"):

@@ -48,15 +48,15 @@ func (p *Provider) meet(ctx context.Context, workspace string) (*link.Listener, 
 	}
 	for _, folder := range []string{p.options.StateDir, p.folder(workspace)} {
 		if err := os.MkdirAll(folder, mode); err != nil {
-			return nil, p.explain("make link of workspace "+workspace, err)
+			return nil, explained("make link of workspace "+workspace, err)
 		}
 		if err := os.Chmod(folder, mode); err != nil {
-			return nil, p.explain("make link of workspace "+workspace, err)
+			return nil, explained("make link of workspace "+workspace, err)
 		}
 	}
 	l, err := link.Listen(p.linkFolder(workspace), options)
 	if err != nil {
-		return nil, p.explain("make link of workspace "+workspace, err)
+		return nil, explained("make link of workspace "+workspace, err)
 	}
 	p.links[workspace] = l
 	return l, nil

@@ -148,7 +148,10 @@ func (p *Provider) keep(ctx context.Context, c container.InspectResponse, k kept
 // commit makes an image of a container's root. The engine cannot be stopped at
 // it, so it is waited for: what appears after the asker has gone is nobody's.
 func (p *Provider) commit(ctx context.Context, id, name string, labels map[string]string) error {
-	if err := errors.Join(ctx.Err(), p.room()); err != nil {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := p.room(); err != nil {
 		return err
 	}
 	changes := []string{}
