@@ -16,6 +16,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	engineimage "github.com/docker/docker/api/types/image"
+	"github.com/sourcegraph/conc"
 
 	"github.com/vendetta-dev/vendetta/providers"
 )
@@ -187,10 +188,9 @@ func (s *Store) look(ctx context.Context, ref string) (providers.Image, error) {
 	return i, nil
 }
 
-// Import implements providers.Images, as docker load does: it takes what docker
-// save writes, and an OCI layout where the engine is of version 25 or newer. An
-// archive with several images is taken whole where ref is empty, and the first
-// of them returned.
+// Import implements providers.Images. An archive with several images is taken
+// whole where ref is empty, and the first of them returned. Names that the
+// archive gives stay beside ref.
 func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (providers.Image, error) {
 	const doing = "import docker image"
 	var name reference.Named
@@ -204,19 +204,15 @@ func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (prov
 		}
 		name = reference.TagNameOnly(name)
 	}
-	answer, err := s.engine.ImageLoad(ctx, archive)
+	loaded, err := s.load(ctx, archive)
 	if err != nil {
-		return providers.Image{}, s.engine.explain(doing, err)
-	}
-	loaded, err := loaded(answer.Body)
-	if err = errors.Join(err, answer.Body.Close()); err != nil {
 		return providers.Image{}, s.explainLoad(doing, err)
 	}
 	switch {
 	case len(loaded) == 0:
 		return providers.Image{}, &providers.Error{
 			Kind: providers.ErrImage, Message: doing + ": the archive holds no image",
-			Next: "make it with docker save NAME",
+			Next: "make it with docker save NAME, or give an OCI layout as a tar",
 		}
 	case name == nil:
 		return s.look(ctx, loaded[0])
@@ -229,6 +225,41 @@ func (s *Store) Import(ctx context.Context, ref string, archive io.Reader) (prov
 		return providers.Image{}, s.engine.explain(doing, err)
 	}
 	return s.look(ctx, given)
+}
+
+// load gives an archive to the engine and returns the names, or ids, of what came.
+func (s *Store) load(ctx context.Context, archive io.Reader) ([]string, error) {
+	info, err := s.engine.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream, write := loadable(archive, architecture(info.Architecture))
+	if write == nil {
+		return s.send(ctx, stream)
+	}
+	reader, writer := io.Pipe()
+	var writing conc.WaitGroup
+	var failed error
+	writing.Go(func() {
+		failed = write(writer)
+		_ = writer.CloseWithError(failed) // as its documentation says, always nil
+	})
+	loaded, err := s.send(ctx, reader)
+	_ = reader.Close() // ends the writing of what the engine does not want to read
+	writing.Wait()
+	if failed != nil && !errors.Is(failed, io.ErrClosedPipe) {
+		err = failed // the reason why the engine was not sent the rest
+	}
+	return loaded, err
+}
+
+func (s *Store) send(ctx context.Context, archive io.Reader) ([]string, error) {
+	answer, err := s.engine.ImageLoad(ctx, archive)
+	if err != nil {
+		return nil, err
+	}
+	loaded, err := loaded(answer.Body)
+	return loaded, errors.Join(err, answer.Body.Close())
 }
 
 func badReference(ref string, err error) error {
@@ -273,7 +304,7 @@ func (s *Store) explainLoad(doing string, err error) error {
 	var own *providers.Error
 	if errors.As(err, &own) && own.Kind == nil {
 		own.Kind = providers.ErrImage
-		own.Next = "make the archive with docker save NAME; an OCI layout takes docker 25 or newer"
+		own.Next = "make the archive with docker save NAME, or give an OCI layout as a tar"
 	}
 	return err
 }
