@@ -9,6 +9,20 @@
 // vendetta-ID-state, hold /workspace and the guest's own folder and outlive the
 // container. The folder of the guest's link lies below Options.StateDir.
 //
+// # Copies
+//
+// A snapshot is an image, of the root, and a pair of volumes; a fork and a restored
+// instance are made of the same. The volumes are copied through the engine while
+// the instance is paused, between containers that never run. The order of the
+// steps is such that what is whole can be told from what is not by its names
+// alone: mend removes the one, or puts back what was to be replaced, after a
+// process that died at its work.
+//
+// # Images
+//
+// Store is the engine's images. The engine is not ours alone, so that nothing is
+// pruned but what was made here.
+//
 // # Limits
 //
 // Where a spec says nothing an instance gets half of the machine's memory (and
