@@ -167,8 +167,12 @@ it from stdin.`,
 	return cmd
 }
 
-// importPiece is what one message carries of an archive.
-const importPiece = 128 << 10
+const (
+	// importPiece is what one message carries of an archive.
+	importPiece = 128 << 10
+	// importSaid is after how much of it a person is told.
+	importSaid = 64 << 20
+)
 
 func runImageImport(ctx context.Context, a *app, o imageImportOptions) error {
 	archive := a.in
@@ -203,6 +207,7 @@ func runImageImport(ctx context.Context, a *app, o imageImportOptions) error {
 	}
 	piece := &vendettav1.ImportImageRequest{Node: o.node, Store: o.store, Ref: o.name}
 	buffer := make([]byte, importPiece)
+	sent := uint64(0)
 	for first := true; ; first = false {
 		n, err := io.ReadFull(archive, buffer)
 		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
@@ -216,6 +221,9 @@ func runImageImport(ctx context.Context, a *app, o imageImportOptions) error {
 				break
 			}
 			piece = &vendettav1.ImportImageRequest{}
+			if sent += uint64(n); sent%importSaid == 0 && sent > 0 {
+				a.note("sent %s", size(sent))
+			}
 		}
 		if ended {
 			break

@@ -124,6 +124,10 @@ func TestImageImport(t *testing.T) {
 	if f := s.images.first; f.GetNode() != "build1" || f.GetStore() != "docker" || f.GetRef() != "team/tools:3" || !bytes.Equal(s.images.data, archive) {
 		t.Errorf("request %.100v, %d bytes", f, len(s.images.data))
 	}
+	s.images.first, s.images.data, s.input = nil, nil, strings.Repeat("x", importSaid+1)
+	if r := s.ok("image import -"); !strings.Contains(r.err, "sent 64.0 MiB\n") || len(s.images.data) != importSaid+1 {
+		t.Errorf("%d bytes, said %q", len(s.images.data), r.err)
+	}
 	s.images.first, s.images.data, s.input = nil, nil, "from stdin"
 	s.ok("image import -")
 	if string(s.images.data) != "from stdin" {
