@@ -1,7 +1,10 @@
 package testbed
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +17,8 @@ const guestPackage = "github.com/vendetta-dev/vendetta/cmd/vendetta-guest"
 
 // Guest returns the path of the guest's program, built as a release is: static.
 // It is built once for each test process, into the user's cache; a build there
-// replaces the file whole, so that processes may do it at the same time.
+// replaces the file whole, and only by another, so that processes may do it at the
+// same time.
 func Guest(t testing.TB) string {
 	t.Helper()
 	path, err := buildGuest()
@@ -68,10 +72,28 @@ func buildStatic(pkg, dir string) (path string, err error) {
 		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, said)
 	}
 	path = filepath.Join(dir, program)
-	if err := os.Rename(filepath.Join(fresh, program), path); err != nil {
+	if err := place(filepath.Join(fresh, program), path); err != nil {
 		return "", fmt.Errorf("build %s: %w", pkg, err)
 	}
 	return path, nil
+}
+
+// place puts a program where another process may be using the one before. The
+// same program stays as it is: a file that was replaced cannot be mounted by who
+// has just opened it.
+func place(fresh, path string) error {
+	err := os.Link(fresh, path)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	made, err := os.ReadFile(fresh)
+	if err != nil {
+		return err
+	}
+	if had, err := os.ReadFile(path); err == nil && bytes.Equal(had, made) {
+		return nil
+	}
+	return os.Rename(fresh, path)
 }
 
 func firstError(errs ...error) error {

@@ -134,6 +134,27 @@ func (m machine) frozen(ws string) bool {
 	return err == nil && strings.TrimSpace(string(raw)) == f.frozen
 }
 
+// freeze halts an instance's processes without liblxc, and waits until they are.
+func (m machine) freeze(ctx context.Context, ws string) error {
+	f, err := m.freezer(ws)
+	if err == nil {
+		err = host.Set(filepath.Dir(f.file), filepath.Base(f.file), f.frozen)
+	}
+	if err != nil {
+		return err
+	}
+	again := time.NewTicker(2 * time.Millisecond)
+	defer again.Stop()
+	for !m.frozen(ws) {
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // thaw lets an instance's processes go on, without liblxc; one that has none is
 // success.
 func (m machine) thaw(ws string) error {

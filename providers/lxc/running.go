@@ -27,10 +27,23 @@ func (p *Provider) Pause(ctx context.Context, ws string) error {
 		return nil
 	}
 	err := p.request(ctx, helper.Freeze, ws)
+	if err != nil && ctx.Err() == nil {
+		// A pause that was cut off leaves liblxc thinking that it is done already.
+		p.log.Debug("pause without liblxc", "workspace", ws, "error", err)
+		err = p.machine.freeze(ctx, ws)
+	}
 	if err != nil { // half of it may be done
-		err = errors.Join(err, p.machine.thaw(ws))
+		err = errors.Join(err, p.goOn(context.WithoutCancel(ctx), ws))
 	}
 	return failed("pause", ws, err)
+}
+
+// goOn lets an instance's processes go on, whatever liblxc thinks of them.
+func (p *Provider) goOn(ctx context.Context, ws string) error {
+	if err := p.request(ctx, helper.Unfreeze, ws); err != nil {
+		p.log.Debug("resume without liblxc", "workspace", ws, "error", err)
+	}
+	return p.machine.thaw(ws)
 }
 
 // Resume lets a paused instance go on.
@@ -41,10 +54,7 @@ func (p *Provider) Resume(ctx context.Context, ws string) error {
 	if !p.machine.frozen(ws) {
 		return nil
 	}
-	if err := p.request(ctx, helper.Unfreeze, ws); err != nil {
-		p.log.Warn("resume without liblxc", "workspace", ws, "error", err)
-	}
-	return failed("resume", ws, p.machine.thaw(ws))
+	return failed("resume", ws, p.goOn(ctx, ws))
 }
 
 // halted does something while an instance's processes stand still.
