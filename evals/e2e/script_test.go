@@ -29,11 +29,6 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			state, err := os.MkdirTemp("", "v")
-			if err != nil {
-				return err
-			}
-			env.Defer(func() { cleanUp(t, program, state) })
 			if strings.HasPrefix(filepath.Base(env.WorkDir), "script-docker") {
 				env.Setenv("IMAGE", testbed.Image(t))
 				env.Setenv("DOCKER_HOST", testbed.Docker(t))
@@ -44,13 +39,7 @@ func TestScripts(t *testing.T) {
 				env.Setenv("ARCHIVE", testbed.Archive(t))
 				env.Setenv("LAYOUT", testbed.Layout(t))
 			}
-			env.Setenv("VENDETTA_STATE_DIR", state)
-			env.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))
-			env.Setenv("HOME", env.WorkDir)
-			env.Setenv("GIT_CONFIG_GLOBAL", filepath.Join(env.WorkDir, "gitconfig"))
-			env.Setenv("GOCOVERDIR", testbed.CoverDir(t))
-			return os.WriteFile(filepath.Join(env.WorkDir, "gitconfig"),
-				[]byte("[user]\nname = Tester\nemail = tester@example.com\n[init]\ndefaultBranch = main\n"), 0o600)
+			return prepare(t, program, env)
 		},
 		Condition: func(name string) (bool, error) {
 			provider, ok := strings.CutPrefix(name, "provider:")
@@ -61,6 +50,22 @@ func TestScripts(t *testing.T) {
 		},
 	}
 	testscript.Run(t, params)
+}
+
+// prepare gives a script a state folder, a home and the programs of its own.
+func prepare(t *testing.T, program string, env *testscript.Env) error {
+	state, err := os.MkdirTemp("", "v")
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { cleanUp(t, program, state) })
+	env.Setenv("VENDETTA_STATE_DIR", state)
+	env.Setenv("PATH", filepath.Dir(program)+":"+os.Getenv("PATH"))
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("GIT_CONFIG_GLOBAL", filepath.Join(env.WorkDir, "gitconfig"))
+	env.Setenv("GOCOVERDIR", testbed.CoverDir(t))
+	return os.WriteFile(filepath.Join(env.WorkDir, "gitconfig"),
+		[]byte("[user]\nname = Tester\nemail = tester@example.com\n[init]\ndefaultBranch = main\n"), 0o600)
 }
 
 // cleanUp removes every workspace and node that a script left, so that nothing of
