@@ -26,6 +26,7 @@ var everyProvider = []provided{
 		env.Setenv("DOCKER_HOST", testbed.Docker(t))
 		return testbed.Image(t)
 	}, []string{"image"}},
+	{"native", func(t *testing.T, _ *testscript.Env) string { return testbed.RegistryImage(t) }, []string{"image"}},
 	{"lxc", func(t *testing.T, _ *testscript.Env) string { return testbed.RegistryImage(t) }, []string{"image"}},
 	{"qemu", func(t *testing.T, env *testscript.Env) string {
 		env.Setenv("VENDETTA_QEMU_KERNEL", testbed.Kernel(t))
