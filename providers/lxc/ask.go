@@ -40,11 +40,11 @@ type asking struct {
 }
 
 // bounded keeps the beginning of what is written to it.
-type bounded struct{ bytes.Buffer }
+type bounded struct{ kept []byte }
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if room := outputLimit - b.Len(); room > 0 {
-		_, _ = b.Buffer.Write(p[:min(len(p), room)]) // a buffer takes all
+	if room := outputLimit - len(b.kept); room > 0 {
+		b.kept = append(b.kept, p[:min(len(p), room)]...)
 	}
 	return len(p), nil
 }
@@ -101,7 +101,7 @@ func (a *asking) ask(ctx context.Context, r helper.Request) (helper.Answer, erro
 	if ctx.Err() != nil {
 		return helper.Answer{}, ctx.Err()
 	}
-	answer, unread := helper.ReadAnswer(bytes.TrimSpace(a.out.Bytes()))
+	answer, unread := helper.ReadAnswer(bytes.TrimSpace(a.out.kept))
 	switch {
 	case unread == nil && answer.Error != "":
 		return answer, fmt.Errorf("vendetta-lxc: %s", answer.Error)
@@ -113,7 +113,7 @@ func (a *asking) ask(ctx context.Context, r helper.Request) (helper.Answer, erro
 
 // crashed is the error of a helper that gave no answer.
 func (a *asking) crashed(ended, unread error) error {
-	said, _, _ := strings.Cut(strings.TrimSpace(a.err.String()), "\n")
+	said, _, _ := strings.Cut(strings.TrimSpace(string(a.err.kept)), "\n")
 	e := &providers.Error{Cause: errors.Join(ended, unread)}
 	switch {
 	case strings.Contains(said, "error while loading shared libraries"):

@@ -29,7 +29,7 @@ type groups map[string]string
 func (m machine) hierarchies() (groups, error) {
 	raw, err := os.ReadFile(m.mounts)
 	if err != nil {
-		return nil, errors.Join(errNoGroups, err)
+		return nil, fmt.Errorf("%w: %v", errNoGroups, err) //nolint:errorlint // that it is missing is no answer to a question about groups
 	}
 	return host.Hierarchies(string(raw)), nil
 }
@@ -86,7 +86,7 @@ func has(file, word string) bool {
 func (m machine) every(names ...string) ([]string, error) {
 	raw, err := os.ReadFile(m.mounts)
 	if err != nil {
-		return nil, errors.Join(errNoGroups, err)
+		return nil, fmt.Errorf("%w: %v", errNoGroups, err) //nolint:errorlint // that it is missing is no answer to a question about groups
 	}
 	var all []string
 	for line := range strings.Lines(string(raw)) {

@@ -4,6 +4,7 @@ package lxc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,12 @@ import (
 )
 
 const patience = 30 * time.Second
+
+// Workspaces of the tests. Ids are unique over all servers, and so over all test
+// processes of a machine too.
+var w1, w2, w3 = id(), id(), id()
+
+func id() string { return strings.ToLower(rand.Text()[:10]) }
 
 // folder is a store with one image, which lies in a folder.
 type folder struct {
@@ -46,7 +53,9 @@ func (f *folder) Held(string) (image.Image, error) { return f.Image, f.fail }
 func (f *folder) Hold(_, holder string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.holds[holder] = true
+	if f.fail == nil {
+		f.holds[holder] = true
+	}
 	return f.fail
 }
 
