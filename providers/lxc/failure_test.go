@@ -404,37 +404,6 @@ func TestBadSpecs(t *testing.T) {
 	}
 }
 
-func TestResolveUser(t *testing.T) {
-	root := t.TempDir()
-	put(t, filepath.Join(root, "usr/lib/passwd"), "root:x:0:0::/:\ndev:x:1000:1001::/home:\nfar:x:70000:1::/:\nodd:x:a:b::/:\n")
-	put(t, filepath.Join(root, "etc/group"), "staff:x:50:\nfar:x:70000:\n")
-	// Links of an image lead to its own files.
-	if err := os.Symlink("/usr/lib/passwd", filepath.Join(root, "etc/passwd")); err != nil {
-		t.Fatal(err)
-	}
-	for user, want := range map[string][2]uint32{
-		"dev": {1000, 1001}, "dev:staff": {1000, 50}, "1000": {1000, 1001}, "5": {5, 0}, "5:6": {5, 6}, "dev:7": {1000, 7},
-	} {
-		if uid, gid, err := resolve(root, user); err != nil || uid != want[0] || gid != want[1] {
-			t.Errorf("%s: %d:%d, %v", user, uid, gid, err)
-		}
-	}
-	for _, bad := range []string{"nobody-there", "dev:nowhere", "far", "odd", "70000", "dev:far", "dev:70000"} {
-		if uid, gid, err := resolve(root, bad); !errors.Is(err, providers.ErrImage) {
-			t.Errorf("%s: %d:%d, %v", bad, uid, gid, err)
-		}
-	}
-	if _, _, err := resolve(filepath.Join(root, "absent"), "dev"); err == nil {
-		t.Error("resolved in no image")
-	}
-	if err := os.Mkdir(filepath.Join(root, "etc/folder"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if fields, err := lookUp(root, "etc/folder", "dev"); err != nil || fields != nil {
-		t.Errorf("%q, %v", fields, err)
-	}
-}
-
 func TestTail(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "log")
