@@ -17,7 +17,13 @@ import (
 	"github.com/vendetta-dev/vendetta/providers/providertest"
 )
 
-func TestContract(t *testing.T) {
+func TestContract(t *testing.T) { providertest.Run(t, harness(t)) }
+
+func TestCyclesLeaveNothing(t *testing.T) { providertest.RunCycles(t, harness(t)) }
+
+// harness joins the suite.
+func harness(t *testing.T) providertest.Harness {
+	t.Helper()
 	testbed.Wants(t, Name)
 	state, err := os.MkdirTemp("", "v")
 	if err != nil {
@@ -34,7 +40,7 @@ func TestContract(t *testing.T) {
 	if os.Getenv("V") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	providertest.Run(t, providertest.Harness{
+	return providertest.Harness{
 		New: func(_ *testing.T, server string) providers.Provider {
 			return New(Options{
 				ServerID: server, StateDir: filepath.Join(state, server), GuestProgram: guest, Images: images, Kernel: kernel, Logger: log,
@@ -54,6 +60,17 @@ func TestContract(t *testing.T) {
 			}
 			return left
 		},
+		Objects: func(t *testing.T) []string {
+			var folders []string
+			for _, pattern := range []string{"*/*", "*/*/*"} {
+				found, err := filepath.Glob(filepath.Join(state, pattern))
+				if err != nil {
+					t.Fatal(err)
+				}
+				folders = append(folders, found...)
+			}
+			return folders
+		},
 		Kill: func(t *testing.T, p providers.Provider, workspace string) {
 			last, err := p.(*Provider).run(workspace)
 			if err != nil {
@@ -66,5 +83,5 @@ func TestContract(t *testing.T) {
 		Image: testbed.RegistryImage(t), MissingImage: "127.0.0.1:1/nobody:1", ImageVariable: testbed.ImageVariable,
 		UserImage: testbed.RegistryUserImage(t), UserImageUID: strconv.Itoa(testbed.ImageUserID),
 		Isolated: true, LimitsPIDs: true, LimitsMemory: true, Networks: true,
-	})
+	}
 }
