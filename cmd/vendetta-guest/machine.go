@@ -38,6 +38,6 @@ func serveMachine(ctx context.Context, c boot.Config, stop func(), log *slog.Log
 	obeying, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	go boot.Obey(obeying, stop, log)
-	serve(ctx, g, boot.DialLink, log)
+	serve(ctx, g, boot.LinkDialer(), log)
 	return nil
 }

@@ -94,12 +94,16 @@ func check(spec *providers.Spec) error {
 		spec.Network = providers.NetworkPrivate
 	case providers.NetworkPrivate, providers.NetworkNone:
 	case providers.NetworkHost:
-		return refuse("use private or none, or another provider", "a virtual machine cannot use the node's own network")
+		return refuse("use private or none, or --provider docker", "a virtual machine cannot use the node's own network")
 	default:
 		return refuse("use private or none", "there is no network %q", spec.Network)
 	}
 	if spec.Privileged {
-		return refuse("leave --privileged out", "root in a virtual machine has all of it already, and nothing of the node")
+		return &providers.Error{
+			Kind:    providers.ErrUnsupported,
+			Message: fmt.Sprintf("create qemu workspace %s: there are no privileged virtual machines: root inside has all of the machine, and nothing of the node", spec.Workspace),
+			Next:    "leave --privileged out",
+		}
 	}
 	if strings.ContainsAny(spec.Name, "\x00\n /") || len(spec.Name) > 64 {
 		return refuse("", "%q is no host name", spec.Name)

@@ -25,7 +25,7 @@ import (
 )
 
 // leastDisk is the smallest disk: the volume's template has to fit.
-const leastDisk = 256 << 20
+const leastDisk = 128 << 20
 
 // tool runs one of the programs that make disks.
 func tool(ctx context.Context, name string, args ...string) error {
@@ -79,7 +79,7 @@ func formatExt4(ctx context.Context, path string, size int64, attr *syscall.SysP
 
 // baseDisk returns the disk of a container image, made once.
 func (p *Provider) baseDisk(ctx context.Context, i image.Image) (string, error) {
-	return p.opts.Images.Derived(ctx, i.Digest, "ext4-1", func(ctx context.Context, path string) error {
+	return p.opts.Images.Derived(ctx, i.Digest, "ext4", func(ctx context.Context, path string) error {
 		files, bytes, err := measure(i.Root)
 		if err != nil {
 			return err
@@ -128,7 +128,7 @@ func (p *Provider) volumeTemplate(ctx context.Context, size int64) (string, erro
 				err = errors.Join(err, rerr)
 			}
 		}()
-		if err := formatExt4(ctx, raw, leastDisk/2, nil); err != nil {
+		if err := formatExt4(ctx, raw, leastDisk-32<<20, nil); err != nil {
 			return err
 		}
 		if err := tool(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path); err != nil {

@@ -83,7 +83,7 @@ func (p *Provider) powerDown(ctx context.Context, ws string, r record, last run,
 		if r.Disk {
 			return nil, p.command(ctx, ws, "system_powerdown", nil, nil)
 		}
-		return p.say(ctx, ws, "stop\n")
+		return p.say(ctx, ws, "stop")
 	})
 }
 
@@ -93,7 +93,7 @@ func (p *Provider) flush(ctx context.Context, ws string, last run) error {
 	if !last.Alive() {
 		return nil
 	}
-	return p.ask(ctx, ws, last, flushWait, func(ctx context.Context) (io.Closer, error) { return p.say(ctx, ws, "off\n") })
+	return p.ask(ctx, ws, last, flushWait, func(ctx context.Context) (io.Closer, error) { return p.say(ctx, ws, "off") })
 }
 
 // ask has a machine end itself and waits for that, at most for grace. What asking
@@ -229,6 +229,8 @@ func (p *Provider) Inspect(ctx context.Context, ws string) (providers.Instance, 
 	switch {
 	case !r.Ready:
 		i.State, i.Message = providers.StateBroken, "half-made"
+	case r.Restoring != "":
+		i.State, i.Message = providers.StateBroken, "the restore of snapshot "+r.Restoring+" did not end; repeat it"
 	case err != nil:
 		i.State, i.Message = providers.StateBroken, "unreadable record of its process"
 	case verr != nil || !v.Ready:

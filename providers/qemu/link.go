@@ -3,15 +3,19 @@
 package qemu
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -58,19 +62,62 @@ func (p *Provider) dial(ctx context.Context, ws, socket string) (net.Conn, error
 	return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", folder.Fd(), socket))
 }
 
-// say writes words to the machine's control port. They are read for as long as
-// what it returns stays open.
-func (p *Provider) say(ctx context.Context, ws, words string) (io.Closer, error) {
+// say writes a word to the machine's control port. It is read for as long as what
+// say returns stays open.
+func (p *Provider) say(ctx context.Context, ws, word string, more ...string) (*words, error) {
 	conn, err := p.dial(ctx, ws, controlSocket)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetWriteDeadline(time.Unix(1, 0)) })
+	w := &words{Conn: conn, number: strconv.FormatUint(uint64(rand.Uint32()), 10)} //nolint:gosec // it only has to be another one
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := io.WriteString(conn, words); err != nil {
+	line := strings.Join(append([]string{word, w.number}, more...), " ") + "\n"
+	if _, err := io.WriteString(conn, line); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return conn, nil
+	return w, nil
+}
+
+// words are said to a machine, which answers with their number.
+type words struct {
+	net.Conn
+	number string
+}
+
+// answer waits for the machine's answer. What is left of an earlier conversation
+// is skipped.
+func (w *words) answer(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = w.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	lines := bufio.NewScanner(w)
+	lines.Buffer(make([]byte, 0, 4096), 4096)
+	for lines.Scan() {
+		verdict, rest, _ := strings.Cut(lines.Text(), " ")
+		number, why, _ := strings.Cut(rest, " ")
+		switch {
+		case number != w.number:
+		case verdict == "done":
+			return nil
+		case verdict == "failed":
+			return fmt.Errorf("the guest says: %q", why)
+		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return fmt.Errorf("the guest does not answer: %w", lines.Err())
+}
+
+// tell says a word and waits for the answer.
+func (p *Provider) tell(ctx context.Context, ws, word string, more ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookWait)
+	defer cancel()
+	w, err := p.say(ctx, ws, word, more...)
+	if err != nil {
+		return err
+	}
+	return errors.Join(w.answer(ctx), w.Close())
 }
 
 // consoleKept is how much of a console is kept on disk, consoleTold what people get.

@@ -30,6 +30,7 @@ const (
 const (
 	nodeRoot   = "root"
 	nodeVolume = "volume"
+	nodeState  = "state"
 )
 
 // machine is what a QEMU is started with.
@@ -45,8 +46,6 @@ type machine struct {
 	base string
 	// direct: kernel and initramfs are handed over.
 	direct bool
-	// incoming: the machine's state comes from elsewhere before it runs.
-	incoming string
 }
 
 // descriptors are open files that QEMU gets.
@@ -86,6 +85,7 @@ const (
 	fdKernel  = "kernel"
 	fdInitrd  = "initrd"
 	fdState   = "state"
+	fdStream  = "stream"
 )
 
 // commandLine of the kernel: no console beyond the serial port, and what a boot
@@ -132,8 +132,11 @@ func (m *machine) arguments() []string {
 	if m.direct {
 		args = append(args, "-kernel", m.files.path(fdKernel), "-initrd", m.files.path(fdInitrd), "-append", commandLine)
 	}
-	if m.incoming != "" {
-		args = append(args, "-S", "-incoming", m.incoming)
+	if fd := m.files.number[fdStream]; fd != 0 {
+		args = append(args, "-S", "-incoming", fmt.Sprintf("fd:%d", fd))
+	}
+	if m.files.number[fdState] != 0 {
+		args = append(args, "-S", "-blockdev", node(stateNode(m.set(&args, fdState))))
 	}
 	return args
 }
@@ -177,6 +180,15 @@ func node(options map[string]any) string {
 		panic(err)
 	}
 	return string(raw)
+}
+
+// stateNode is a disk that holds a machine's memory and that the machine itself
+// does not see.
+func stateNode(path string) map[string]any {
+	return map[string]any{
+		"driver": "qcow2", "node-name": nodeState,
+		"file": map[string]any{"driver": "file", "filename": path},
+	}
 }
 
 // macOf derives a locally administered address from a workspace's id.

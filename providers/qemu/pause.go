@@ -4,7 +4,7 @@ package qemu
 
 import (
 	"context"
-	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/vendetta-dev/vendetta/providers"
@@ -51,12 +51,7 @@ func (p *Provider) up(ctx context.Context, op, ws string) (providers.State, erro
 // tellTime sets the clock of a machine that was halted. One that does not listen
 // keeps its own time.
 func (p *Provider) tellTime(ctx context.Context, ws string) {
-	ctx, cancel := context.WithTimeout(ctx, lookWait)
-	defer cancel()
-	conn, err := p.say(ctx, ws, fmt.Sprintf("clock %d\n", time.Now().UnixNano()))
-	if err != nil {
+	if err := p.tell(ctx, ws, "clock", strconv.FormatInt(time.Now().UnixNano(), 10)); err != nil {
 		p.log.Warn("tell a virtual machine the time", "workspace", ws, "error", err)
-		return
 	}
-	_ = conn.Close()
 }

@@ -77,7 +77,8 @@ func (p *Provider) Probe(ctx context.Context) providers.Status {
 	}
 	s.Usable, s.Reason = true, why
 	s.Capabilities = []string{
-		providers.CapabilityPause, providers.CapabilityLimitDisk, CapabilityDisk,
+		providers.CapabilityFork, providers.CapabilityForkMemory, providers.CapabilityLimitDisk, providers.CapabilityPause,
+		providers.CapabilityResize, providers.CapabilitySnapshot, providers.CapabilitySnapshotMemory, CapabilityDisk,
 	}
 	if accel == accelKVM {
 		s.Capabilities = append(s.Capabilities, CapabilityKVM)

@@ -29,6 +29,8 @@ type record struct {
 	User string
 	// Ready is false until all parts are made.
 	Ready bool
+	// Restoring is the snapshot whose disks are being put in place.
+	Restoring string
 }
 
 // volume is volume.json: what belongs to the workspace and not to the instance.
@@ -117,6 +119,12 @@ func (p *Provider) ready(op, ws string) (record, error) {
 		return r, &providers.Error{
 			Message: op + " qemu workspace " + ws + ": the instance is half-made",
 			Next:    "bring it down, then up again",
+		}
+	}
+	if r.Restoring != "" {
+		return r, &providers.Error{
+			Message: op + " qemu workspace " + ws + ": a restore of it did not end",
+			Next:    "restore the snapshot " + r.Restoring + " again",
 		}
 	}
 	return r, nil

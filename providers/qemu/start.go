@@ -55,13 +55,19 @@ func (p *Provider) Start(ctx context.Context, ws string) error {
 	if err := p.end(ctx, ws, last); err != nil { // what a dead machine left behind
 		return failed("start", ws, err)
 	}
-	return failed("start", ws, p.spawn(ctx, ws, r, nil))
+	return failed("start", ws, p.spawn(ctx, ws, r, start{}))
 }
 
-// spawn starts the QEMU of a stopped instance, or leaves it stopped. With an
-// incoming state it halts and waits for that.
-func (p *Provider) spawn(ctx context.Context, ws string, r record, incoming *os.File) (err error) {
-	m, err := p.machine(ctx, ws, r, incoming)
+// start is where a machine begins: with its firmware, unless one of these holds
+// its state. It is then halted. The files are closed.
+type start struct {
+	// stream is what another QEMU sends; state a disk of a snapshot.
+	stream, state *os.File
+}
+
+// spawn starts the QEMU of a stopped instance, or leaves it stopped.
+func (p *Provider) spawn(ctx context.Context, ws string, r record, from start) (err error) {
+	m, err := p.machine(ctx, ws, r, from)
 	if m != nil {
 		defer m.files.close()
 	}
@@ -172,9 +178,15 @@ func (p *Provider) lastWords(ws string) string {
 
 // machine opens all that a QEMU gets. The descriptors are the caller's to close,
 // after an error too.
-func (p *Provider) machine(ctx context.Context, ws string, r record, incoming *os.File) (m *machine, err error) {
+func (p *Provider) machine(ctx context.Context, ws string, r record, from start) (m *machine, err error) {
 	m = &machine{
 		name: "vendetta-" + ws, resources: r.Resources, network: r.Network, mac: macOf(ws), base: r.BaseFormat, direct: !r.Disk,
+	}
+	if from.stream != nil {
+		m.files.add(fdStream, from.stream)
+	}
+	if from.state != nil {
+		m.files.add(fdState, from.state)
 	}
 	if m.accel, _, err = p.acceleration(ctx); err != nil {
 		return m, err
@@ -226,10 +238,6 @@ func (p *Provider) machine(ctx context.Context, ws string, r record, incoming *o
 			return m, err
 		}
 		m.files.add(o.name, f)
-	}
-	if incoming != nil {
-		m.files.add(fdState, incoming)
-		m.incoming = fmt.Sprintf("fd:%d", m.files.number[fdState])
 	}
 	return m, nil
 }

@@ -14,13 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The words of the control port, one a line.
+// The words of the control port, one a line, with a number that the answer
+// repeats: "done 7", or "failed 7" and why.
 const (
 	// wordStop asks the machine to end.
 	wordStop = "stop"
 	// wordOff switches it off, with what its processes wrote on the disks.
 	wordOff = "off"
-	// wordClock and a number set the wall clock, in nanoseconds since 1970: a
+	// wordGrow makes the file systems as large as their disks.
+	wordGrow = "grow"
+	// wordClock and a time set the wall clock, in nanoseconds since 1970: a
 	// machine that was halted, or that goes on from a snapshot, has lost time.
 	wordClock = "clock"
 )
@@ -39,8 +42,8 @@ func eachLine(r io.Reader, heard func(string)) {
 // Obey does what the provider says on the control port until ctx ends; stop is
 // called when the machine is to end.
 func Obey(ctx context.Context, stop func(), log *slog.Logger) {
-	do := deeds{stop: stop, off: func() { Off(log) }, clock: setClock}
-	err := thisMachine.listen(ctx, func(line string) { do.obey(line, log) })
+	do := deeds{stop: stop, off: func() { Off(log) }, clock: setClock, grow: func() error { return thisMachine.growAll(ctx) }}
+	err := thisMachine.listen(ctx, do.obey)
 	if ctx.Err() == nil {
 		log.Error("the control port is lost", "error", err)
 	}
@@ -50,25 +53,39 @@ func Obey(ctx context.Context, stop func(), log *slog.Logger) {
 type deeds struct {
 	stop, off func()
 	clock     func(time.Time) error
+	grow      func() error
 }
 
-func (d deeds) obey(line string, log *slog.Logger) {
-	word, rest, _ := strings.Cut(line, " ")
-	switch word {
+// obey does what a line says and returns the answer, "" for a line that says
+// nothing to this version.
+func (d deeds) obey(line string) string {
+	f := strings.Fields(line)
+	if len(f) < 2 {
+		return ""
+	}
+	var err error
+	switch f[0] {
 	case wordStop:
 		d.stop()
 	case wordOff:
 		d.off()
+	case wordGrow:
+		err = d.grow()
 	case wordClock:
-		ns, err := strconv.ParseInt(rest, 10, 64)
+		var ns int64
+		if len(f) == 3 {
+			ns, err = strconv.ParseInt(f[2], 10, 64)
+		}
 		if err == nil {
 			err = d.clock(time.Unix(0, ns))
 		}
-		if err != nil {
-			log.Warn("set the clock", "error", err)
-		}
-	default: // of a later version, or the rest of a line that was cut
+	default:
+		return "failed " + f[1] + " this guest does not know " + f[0]
 	}
+	if err != nil {
+		return "failed " + f[1] + " " + strings.ReplaceAll(err.Error(), "\n", " ")
+	}
+	return "done " + f[1]
 }
 
 func setClock(t time.Time) error {

@@ -110,3 +110,17 @@ func (m machine) grow(dir, device string) error {
 	}
 	return nil
 }
+
+// growAll grows the file systems of a machine that runs.
+func (m machine) growAll(ctx context.Context) error {
+	for _, d := range []struct{ serial, dir string }{{serialRoot, "/"}, {serialVolume, ProjectDir}} {
+		device, err := find(ctx, "the disk "+d.serial, func() (string, error) { return m.disk(d.serial) })
+		if err != nil {
+			return err
+		}
+		if err := m.grow(d.dir, device); err != nil {
+			return err
+		}
+	}
+	return nil
+}

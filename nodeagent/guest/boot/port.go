@@ -6,17 +6,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vendetta-dev/vendetta/coordination/api/wire"
 )
 
-// DialLink returns the stream of the guest link, as soon as somebody holds its
-// far end. It serves as guest.ServeLink's dial.
-func DialLink(ctx context.Context) (net.Conn, error) {
-	return thisMachine.dial(ctx, LinkPort)
+// LinkDialer returns a dial for guest.ServeLink: the stream of the guest link, as
+// soon as somebody holds its far end.
+func LinkDialer() func(context.Context) (net.Conn, error) {
+	port := &wire.Port{Open: func(ctx context.Context) (net.Conn, error) { return thisMachine.dial(ctx, LinkPort) }}
+	return port.Dial
 }
 
 func (m machine) dial(ctx context.Context, name string) (net.Conn, error) {
@@ -90,17 +94,25 @@ func (p *port) RemoteAddr() net.Addr { return portAddr(p.name) }
 var _ net.Conn = (*port)(nil)
 
 // listen reads the provider's words from the control port until ctx ends, and
-// hands each line to heard.
-func (m machine) listen(ctx context.Context, heard func(line string)) error {
+// answers each line with what heard returns.
+func (m machine) listen(ctx context.Context, heard func(line string) string) error {
 	for ctx.Err() == nil {
 		conn, err := m.dial(ctx, ControlPort)
 		if err != nil {
 			return fmt.Errorf("open the control port: %w", err)
 		}
 		stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-		eachLine(conn, heard)
+		eachLine(conn, func(line string) {
+			if answer := heard(line); answer != "" {
+				_ = conn.SetWriteDeadline(time.Now().Add(answerWait))
+				_, _ = io.WriteString(conn, answer+"\n") // whoever asked has gone
+			}
+		})
 		stop()
 		_ = conn.Close()
 	}
 	return ctx.Err()
 }
+
+// answerWait bounds the wait for whoever asked to take the answer.
+const answerWait = time.Second
