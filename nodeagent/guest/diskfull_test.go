@@ -101,6 +101,12 @@ func TestACommandMakesRoomOnAFullDisk(t *testing.T) {
 	if got := r.exec(&guestv1.StartRequest{ProcessId: "remove", Argv: []string{"rm", filler}}); got.ended.GetExitCode() != 0 {
 		t.Fatalf("rm: %v", got.ended)
 	}
+	// What fills the disk can still say so.
+	full := r.exec(&guestv1.StartRequest{ProcessId: "full", Argv: []string{"sh", "-c", "head -c 2000000 /dev/zero > " + filler + "; echo it is full"}})
+	if out := string(full.out); !strings.HasSuffix(out, "it is full\n") {
+		t.Errorf("a command on a full disk said %q", out)
+	}
+	r.exec(&guestv1.StartRequest{ProcessId: "remove again", Argv: []string{"rm", filler}})
 	r.exec(&guestv1.StartRequest{ProcessId: "after", Argv: []string{"true"}})
 	if _, err := os.Stat(string(reserveOf(filepath.Join(dir, "state", "processes")))); err != nil {
 		t.Errorf("the reserve was not taken again: %v", err)

@@ -100,7 +100,9 @@ func (t *processes) reserve(c *command) (*process, error) {
 	if err := makeRecord(dir, info); err != nil {
 		return nil, err
 	}
-	p := newProcess(dir, info, newSpool(dir, c.spool), newInput(c.stdin, c.open, c.terminal != nil))
+	spool := newSpool(dir, c.spool)
+	spool.spare = reserveOf(filepath.Dir(dir))
+	p := newProcess(dir, info, spool, newInput(c.stdin, c.open, c.terminal != nil))
 	t.known[c.id] = p
 	t.order = append(t.order, p)
 	t.running++

@@ -44,12 +44,17 @@ func (r reserve) keep() {
 // is full.
 func (r reserve) spend(write func() error) error {
 	err := write()
-	if !errors.Is(err, syscall.ENOSPC) {
-		return err
-	}
-	info, serr := os.Lstat(string(r))
-	if serr != nil || info.Size() == 0 || os.Truncate(string(r), max(0, info.Size()-reservePart)) != nil {
+	if !r.give(err) {
 		return err
 	}
 	return write()
+}
+
+// give gives up a part of the room when err says that the disk is full.
+func (r reserve) give(err error) bool {
+	if !errors.Is(err, syscall.ENOSPC) {
+		return false
+	}
+	info, serr := os.Lstat(string(r))
+	return serr == nil && info.Size() > 0 && os.Truncate(string(r), max(0, info.Size()-reservePart)) == nil
 }

@@ -34,6 +34,8 @@ type spool struct {
 	dir     string
 	cap     int64
 	segment int64
+	// spare is room for the words that a full disk is the matter.
+	spare reserve
 
 	mu       sync.Mutex
 	segments []*segment
@@ -42,6 +44,7 @@ type spool struct {
 	kept     int64    // bytes on disk, indexes included
 	readers  map[*reader]struct{}
 	ended    bool // nothing more will be written
+	spent    int  // how often it took of spare
 	changed  condition
 }
 
@@ -83,6 +86,9 @@ func (s *spool) write(ctx context.Context, stream guestv1.OutputStream, data []b
 			return errEnded
 		}
 		seg, err := s.room(stream)
+		if s.relieve(err) {
+			continue
+		}
 		if err != nil {
 			s.skip(uint64(len(data)))
 			return nil
@@ -103,6 +109,9 @@ func (s *spool) write(ctx context.Context, stream guestv1.OutputStream, data []b
 		s.end += uint64(wrote)
 		s.kept += int64(wrote)
 		data = data[wrote:]
+		if s.relieve(err) {
+			continue
+		}
 		if err != nil {
 			s.skip(uint64(len(data)))
 			return nil
@@ -110,6 +119,19 @@ func (s *spool) write(ctx context.Context, stream guestv1.OutputStream, data []b
 		s.changed.notify()
 	}
 	return nil
+}
+
+// spareMost is how often one process's output may take of the reserve: others are
+// to have a word too, and a command that makes room is to start.
+const spareMost = 2
+
+// relieve makes a little room when err says that the disk is full.
+func (s *spool) relieve(err error) bool {
+	if s.spent == spareMost || !s.spare.give(err) {
+		return false
+	}
+	s.spent++
+	return true
 }
 
 // room returns the segment to write to. It closes a full one and begins the next.

@@ -62,7 +62,7 @@ func testLimits(t *testing.T, b *bench) {
 // must not.
 func fillPIDs(t *testing.T, g *guest, many int, fits bool) {
 	t.Helper()
-	r := g.run(t, "sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do sleep 3 & p=\"$p $!\"; i=$((i+1)); done; kill $p", many))
+	r := g.run(t, "sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do sleep 15 & p=\"$p $!\"; i=$((i+1)); done; kill $p", many))
 	if (r.code == 0) != fits {
 		t.Errorf("%d processes: status %d, want them to fit: %v: %s", many, r.code, fits, r.output)
 	}
