@@ -106,7 +106,7 @@ func TestACommandMakesRoomOnAFullDisk(t *testing.T) {
 	if out := string(full.out); !strings.HasSuffix(out, "it is full\n") {
 		t.Errorf("a command on a full disk said %q", out)
 	}
-	r.exec(&guestv1.StartRequest{ProcessId: "remove again", Argv: []string{"rm", filler}})
+	r.exec(&guestv1.StartRequest{ProcessId: "remove-again", Argv: []string{"rm", filler}})
 	r.exec(&guestv1.StartRequest{ProcessId: "after", Argv: []string{"true"}})
 	if _, err := os.Stat(string(reserveOf(filepath.Join(dir, "state", "processes")))); err != nil {
 		t.Errorf("the reserve was not taken again: %v", err)

@@ -143,7 +143,7 @@ func (p *Provider) send(ctx context.Context, origin, ws string, r record) error 
 	if err := p.await(ctx, ws, func(s string) (bool, error) { return s == "paused", nil }); err != nil {
 		return err
 	}
-	if err := p.command(ctx, ws, "cont", nil, nil); err != nil {
+	if err := p.cont(ctx, ws); err != nil {
 		return err
 	}
 	p.tellTime(ctx, ws)

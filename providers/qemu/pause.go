@@ -26,7 +26,7 @@ func (p *Provider) Resume(ctx context.Context, ws string) error {
 	if err != nil || state == providers.StateRunning {
 		return err
 	}
-	if err := p.command(ctx, ws, "cont", nil, nil); err != nil {
+	if err := p.cont(ctx, ws); err != nil {
 		return failed("resume", ws, err)
 	}
 	p.tellTime(ctx, ws)

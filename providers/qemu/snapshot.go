@@ -142,16 +142,35 @@ func (p *Provider) halted(ctx context.Context, ws string, do func(running bool, 
 	}
 	clean := context.WithoutCancel(ctx)
 	defer func() {
-		if cerr := p.command(clean, ws, "cont", nil, nil); cerr != nil {
+		if cerr := p.cont(clean, ws); cerr != nil {
 			err = errors.Join(err, cerr)
 			return
 		}
 		p.tellTime(clean, ws)
 	}()
-	if err := p.command(ctx, ws, "stop", nil, nil); err != nil {
+	// Halting is not called off: a word that was given up may be heard later.
+	if err := p.command(clean, ws, "stop", nil, nil); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return do(true, last)
+}
+
+// cont lets a machine go on and sees that it does.
+func (p *Provider) cont(ctx context.Context, ws string) error {
+	ctx, cancel := context.WithTimeout(ctx, monitorPatience)
+	defer cancel()
+	return p.await(ctx, ws, func(s string) (bool, error) {
+		if stateOf(s) == providers.StateRunning {
+			return true, nil
+		}
+		if stateOf(s) == providers.StateStopped {
+			return false, fmt.Errorf("the virtual machine has ended: %s", s)
+		}
+		return false, p.command(ctx, ws, "cont", nil, nil)
+	})
 }
 
 // saveMemory has QEMU write the memory of a halted machine into a new disk.
@@ -387,7 +406,7 @@ func (p *Provider) goOn(ctx context.Context, ws string, r record, state string) 
 		err = p.command(ctx, ws, "blockdev-del", map[string]any{"node-name": nodeState}, nil)
 	}
 	if err == nil {
-		err = p.command(ctx, ws, "cont", nil, nil)
+		err = p.cont(ctx, ws)
 	}
 	if err != nil {
 		last, rerr := p.run(ws)
