@@ -41,3 +41,25 @@ func serveMachine(ctx context.Context, c boot.Config, stop func(), log *slog.Log
 	serve(ctx, g, boot.LinkDialer(), log)
 	return nil
 }
+
+// runAttached serves in a machine that has booted by itself, as one of its services.
+func runAttached(ctx context.Context, log *slog.Logger) error {
+	if err := boot.Attach(ctx); err != nil {
+		return err
+	}
+	g, err := guest.New(ctx, guest.Options{
+		StateDir: boot.StateDir, ProjectDir: boot.ProjectDir, Env: environment(), Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	obeying, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	go boot.ObeyAttached(obeying, func(err error) {
+		if err != nil {
+			log.Error("do what the provider says", "error", err)
+		}
+	})
+	serve(ctx, g, boot.LinkDialer(), log)
+	return nil
+}

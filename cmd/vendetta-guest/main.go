@@ -39,7 +39,14 @@ func run() error {
 	link := flag.String("link", "", "socket of the node agent")
 	state := flag.String("state", "", "folder for records and output")
 	project := flag.String("project", "/workspace", "folder of the project")
+	machine := flag.Bool("machine", false, "serve in a virtual machine that has booted by itself")
 	flag.Parse()
+	if *machine && flag.NFlag() == 1 && flag.NArg() == 0 {
+		syscall.Umask(0o022)
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		return runAttached(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	}
 	if *link == "" || *state == "" || flag.NArg() > 0 {
 		return fmt.Errorf("usage: vendetta-guest --link SOCKET --state DIR [--project DIR]")
 	}

@@ -264,11 +264,11 @@ func TestCreateOptions(t *testing.T) {
 	a := newApp(strings.NewReader(""), &strings.Builder{}, &strings.Builder{}, func(string) string { return "" })
 	var got createOptions
 	cmd := newWorkspaceCreate(a, func(_ context.Context, _ *app, o createOptions) error { got = o; return nil })
-	cmd.SetArgs(strings.Fields("w --node n --provider docker --image i --from . --clean --cpus 1.5 --memory 2G --pids 100 --network none --privileged"))
+	cmd.SetArgs(strings.Fields("w --node n --provider docker --image i --from . --clean --cpus 1.5 --memory 2G --disk 10G --checksum sha256:00 --pids 100 --network none --privileged"))
 	if err := cmd.Execute(); err != nil {
 		t.Fatal(err)
 	}
-	want := createOptions{name: "w", node: "n", provider: "docker", image: "i", from: ".", clean: true, cpus: 1.5, memory: "2G", pids: 100, network: "none", privileged: true}
+	want := createOptions{name: "w", node: "n", provider: "docker", image: "i", from: ".", clean: true, cpus: 1.5, memory: "2G", disk: "10G", checksum: "sha256:00", pids: 100, network: "none", privileged: true}
 	if got != want {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
@@ -276,12 +276,13 @@ func TestCreateOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := spec.GetResources(); r.GetCpus() != 1.5 || r.GetMemoryBytes() != 2<<30 || r.GetPids() != 100 || spec.GetNetwork() != vendettav1.Network_NETWORK_NONE {
+	if r := spec.GetResources(); r.GetCpus() != 1.5 || r.GetMemoryBytes() != 2<<30 || r.GetDiskBytes() != 10<<30 || spec.GetChecksum() != "sha256:00" || r.GetPids() != 100 || spec.GetNetwork() != vendettav1.Network_NETWORK_NONE {
 		t.Errorf("spec %v", spec)
 	}
 	for name, bad := range map[string]createOptions{
 		"a network that is none": {network: "moon"},
 		"memory without number":  {network: "none", memory: "lots"},
+		"disk without number":    {network: "none", disk: "all"},
 		"negative processors":    {network: "none", cpus: -1},
 		"negative processes":     {network: "none", pids: -1},
 		"clean without from":     {network: "none", clean: true},

@@ -48,8 +48,11 @@ type createOptions struct {
 	clean    bool
 	cpus     float64
 	memory   string
+	disk     string
 	pids     int64
 	network  string
+	// checksum of a disk image that is fetched.
+	checksum string
 	// privileged: its root is the node's.
 	privileged bool
 }
@@ -76,17 +79,19 @@ that was interrupted.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.node, "node", "", "node to create it on")
-	f.StringVar(&o.provider, "provider", "", "docker, lxc or native")
-	f.StringVar(&o.image, "image", "", "image of the workspace (docker, lxc: default debian:12; native: the node's own system)")
+	f.StringVar(&o.provider, "provider", "", "docker, lxc, native or qemu")
+	f.StringVar(&o.image, "image", "", "image of the workspace (docker, lxc, qemu: default debian:12; native: the node's own system), or a disk image's address (qemu)")
+	f.StringVar(&o.checksum, "checksum", "", "what a disk image must have: sha256:HEX or sha512:HEX")
 	f.StringVar(&o.from, "from", "", "git repository to bring to /workspace")
 	f.BoolVar(&o.clean, "clean", false, "with --from: leave uncommitted and untracked files out")
 	f.Float64Var(&o.cpus, "cpus", 0, "processors, fractions allowed (default: the provider's)")
 	f.StringVar(&o.memory, "memory", "", "memory, e.g. 2G (default: the provider's)")
+	f.StringVar(&o.disk, "disk", "", "what it may write, /workspace included, e.g. 10G (default: the provider's)")
 	f.Int64Var(&o.pids, "pids", 0, "most processes and threads (default: the provider's)")
 	f.StringVar(&o.network, "network", "private", "private, none, or host (native only)")
 	f.BoolVar(&o.privileged, "privileged", false, "lxc only: root inside is root of the node; for what you trust as you trust root")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodeFlag)
-	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "lxc", "native"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("provider", cobra.FixedCompletions([]string{"docker", "lxc", "native", "qemu"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"private", "none", "host"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -106,15 +111,19 @@ func (o createOptions) spec() (*vendettav1.WorkspaceSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	disk, err := parseSize(o.disk)
+	if err != nil {
+		return nil, err
+	}
 	if o.cpus < 0 || o.pids < 0 {
 		return nil, api.Errorf(api.InvalidArgument, "cpus and pids: negative limits make no sense")
 	}
 	if o.clean && o.from == "" {
 		return nil, api.Errorf(api.InvalidArgument, "clean: it says what --from brings, and --from is missing")
 	}
-	spec := &vendettav1.WorkspaceSpec{Provider: o.provider, Image: o.image, Network: network, Privileged: o.privileged}
-	if o.cpus > 0 || memory > 0 || o.pids > 0 {
-		spec.Resources = &vendettav1.Resources{Cpus: o.cpus, MemoryBytes: memory, Pids: o.pids}
+	spec := &vendettav1.WorkspaceSpec{Provider: o.provider, Image: o.image, Network: network, Privileged: o.privileged, Checksum: o.checksum}
+	if o.cpus > 0 || memory > 0 || disk > 0 || o.pids > 0 {
+		spec.Resources = &vendettav1.Resources{Cpus: o.cpus, MemoryBytes: memory, DiskBytes: disk, Pids: o.pids}
 	}
 	return spec, nil
 }

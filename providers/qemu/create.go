@@ -11,8 +11,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
-	"strings"
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
@@ -82,6 +82,9 @@ func (p *Provider) abandon(ws string) error {
 	return err
 }
 
+// hostName is what may stand in a cloud-init file.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9.-]{0,64}$`)
+
 func check(spec *providers.Spec) error {
 	if err := checkID("create", spec.Workspace); err != nil {
 		return err
@@ -105,7 +108,7 @@ func check(spec *providers.Spec) error {
 			Next:    "leave --privileged out",
 		}
 	}
-	if strings.ContainsAny(spec.Name, "\x00\n /") || len(spec.Name) > 64 {
+	if !hostName.MatchString(spec.Name) {
 		return refuse("", "%q is no host name", spec.Name)
 	}
 	r := &spec.Resources

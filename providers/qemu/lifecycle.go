@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -79,11 +78,12 @@ func (p *Provider) Stop(ctx context.Context, ws string, grace time.Duration) err
 // powerDown asks the machine to end and waits for that, at most for grace. A
 // machine that cannot be asked is not waited for.
 func (p *Provider) powerDown(ctx context.Context, ws string, r record, last run, grace time.Duration) error {
-	return p.ask(ctx, ws, last, grace, func(ctx context.Context) (io.Closer, error) {
-		if r.Disk {
-			return nil, p.command(ctx, ws, "system_powerdown", nil, nil)
+	return p.ask(ctx, ws, last, grace, func(ctx context.Context) (*words, error) {
+		said, err := p.say(ctx, ws, "stop")
+		if r.Disk { // its guest may not be there, or not yet
+			err = errors.Join(err, p.command(ctx, ws, "system_powerdown", nil, nil))
 		}
-		return p.say(ctx, ws, "stop")
+		return said, err
 	})
 }
 
@@ -93,12 +93,12 @@ func (p *Provider) flush(ctx context.Context, ws string, last run) error {
 	if !last.Alive() {
 		return nil
 	}
-	return p.ask(ctx, ws, last, flushWait, func(ctx context.Context) (io.Closer, error) { return p.say(ctx, ws, "off") })
+	return p.ask(ctx, ws, last, flushWait, func(ctx context.Context) (*words, error) { return p.say(ctx, ws, "off") })
 }
 
 // ask has a machine end itself and waits for that, at most for grace. What asking
 // returns is closed after that.
-func (p *Provider) ask(ctx context.Context, ws string, last run, grace time.Duration, asking func(context.Context) (io.Closer, error)) error {
+func (p *Provider) ask(ctx context.Context, ws string, last run, grace time.Duration, asking func(context.Context) (*words, error)) error {
 	limited, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	s, err := p.status(limited, ws)
@@ -109,7 +109,7 @@ func (p *Provider) ask(ctx context.Context, ws string, last run, grace time.Dura
 		err = p.command(limited, ws, "cont", nil, nil)
 	}
 	if err == nil {
-		var asked io.Closer
+		var asked *words
 		if asked, err = asking(limited); asked != nil {
 			defer func() { _ = asked.Close() }()
 		}

@@ -278,6 +278,9 @@ type seed struct {
 const seedMost = 1 << 20
 
 func (p *Provider) writeSeed(ws string, r record) error {
+	if r.Disk {
+		return p.writeCloudSeed(ws, r)
+	}
 	s := seed{Hostname: r.Name, Env: r.Env, User: r.User, PIDs: r.Resources.PIDs}
 	if r.Network == providers.NetworkPrivate {
 		s.Address, s.Gateway, s.Nameserver = netAddress, netGateway, netNameserver
