@@ -173,6 +173,72 @@ func TestNodeAgentIsKilledDuringACommand(t *testing.T) {
 	})
 }
 
+// A paused workspace is paused for the agent that comes after a crash, too, and
+// goes on where it was.
+func TestNodeAgentIsKilledWhilePaused(t *testing.T) {
+	onEach(t, func(t *testing.T, b *bed, r *remote) {
+		b.run("workspace", "exec", "-d", "w", "--", "sh", "-c", "while :; do echo tick >>/workspace/ticks; sleep 0.1; done")
+		b.run("workspace", "pause", "w")
+		_, agent := agentPIDs(t, r.state)
+		kill(t, agent)
+		b.await("the agent's return", 30*time.Second, func() bool {
+			return strings.Contains(b.run("workspace", "list"), "paused") && b.try("node", "test", "build1").code == 0
+		})
+		b.refuse([]string{"paused", "vendetta workspace resume w"}, "workspace", "exec", "w", "--", "true")
+		b.run("workspace", "resume", "w")
+		if got := b.run("workspace", "ps", "w"); !strings.Contains(got, "tick") {
+			t.Errorf("the process is gone:\n%s", got)
+		}
+		ticks := func() string { return b.run("workspace", "exec", "w", "--", "wc", "-l", "/workspace/ticks") }
+		first := ticks()
+		b.await("more ticks", 20*time.Second, func() bool { return ticks() != first })
+	})
+}
+
+// A snapshot that the agent is killed in the middle of is there once when it is
+// back, and whole.
+func TestNodeAgentIsKilledDuringASnapshot(t *testing.T) {
+	onEach(t, func(t *testing.T, b *bed, r *remote) {
+		b.run("workspace", "exec", "w", "--", "sh", "-c", "dd if=/dev/urandom of=/workspace/big bs=1M count=200 && md5sum /workspace/big >/workspace/sum")
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		cmd := b.command(ctx, "workspace", "snapshot", "create", "w", "whole")
+		stderr := newLineLog()
+		cmd.Stderr = stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		b.await("the snapshot's beginning", 30*time.Second, func() bool { return journaled(t, r.state, "whole") })
+		_, agent := agentPIDs(t, r.state)
+		kill(t, agent)
+		if err := cmd.Wait(); err != nil {
+			t.Fatalf("%v\n%s", err, stderr)
+		}
+		if got := b.run("workspace", "snapshot", "list", "w", "-q"); got != "whole\n" {
+			t.Errorf("there are %q", got)
+		}
+		b.run("workspace", "exec", "w", "--", "rm", "/workspace/big")
+		b.run("workspace", "snapshot", "restore", "w", "whole")
+		b.run("workspace", "exec", "w", "--", "md5sum", "-c", "/workspace/sum")
+	})
+}
+
+// journaled tells whether a node agent of a state folder has written down an
+// operation on a snapshot, whether or not it has ended.
+func journaled(t *testing.T, state, snapshot string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(state, "agent", "journal", "*", "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil && (strings.Contains(string(data), snapshot) || strings.Contains(string(data), `"generation":"2"`)) {
+			return true
+		}
+	}
+	return false
+}
+
 func TestServerIsKilledDuringACommand(t *testing.T) {
 	onEach(t, func(t *testing.T, b *bed, r *remote) {
 		whileRunning(t, b, 12, func() {
