@@ -435,10 +435,10 @@ func (s *Server) RemoveNode(ctx context.Context, req *vendettav1.RemoveNodeReque
 	abandoned = withoutSpares(abandoned)
 	spares -= len(abandoned)
 	if names := workspaceNames(abandoned); names != "" {
-		message = strings.TrimPrefix(message+"; instances of "+names+" stay there", "; ")
+		message = strings.TrimPrefix(message+"; instances of "+names+" stay there until the node is added again", "; ")
 	}
 	if spares > 0 && message != "" { // else the agent has left, which has none then
-		message = fmt.Sprintf("%s; %d %s there", message, spares, plural(spares, "spare")+" may stay")
+		message = fmt.Sprintf("%s; so may %d %s, until the node is added again", message, spares, plural(spares, "spare"))
 	}
 	s.spareMemory.forget(before.ID)
 	return &vendettav1.RemoveNodeResponse{Message: message}, nil
@@ -539,6 +539,9 @@ func (s *Server) forgetNode(ctx context.Context, id string, abandoned []store.Wo
 			if err := tx.DeleteWorkspace(ws.ID); err != nil {
 				return err
 			}
+		}
+		if err := leaveBehind(tx, abandoned); err != nil {
+			return err
 		}
 		return tx.DeleteNode(id)
 	})

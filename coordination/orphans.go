@@ -114,8 +114,16 @@ func (s *Server) sweep(desired Desired) {
 			reported[id] = list
 		}
 	}
-	for node, orphans := range expiredOrphans(known, reported, s.now()) {
-		links[node].removeOrphans(orphans)
+	expired := expiredOrphans(known, reported, s.now())
+	if len(desired.Left) > 0 {
+		for id, l := range links {
+			expired[id] = append(expired[id], l.leftOn(desired.Left, known)...)
+		}
+	}
+	for node, orphans := range expired {
+		if len(orphans) > 0 {
+			links[node].removeOrphans(orphans)
+		}
 	}
 }
 
@@ -174,14 +182,20 @@ func (l *link) removeOrphan(ctx context.Context, o *vendettav1.Orphan) error {
 		return err
 	}
 	resp, err := l.agent.Apply(ctx, &nodeagentv1.ApplyRequest{
-		OperationId: opID, WorkspaceId: o.GetWorkspaceId(), WorkspaceName: o.GetWorkspaceId(), Generation: 1,
-		Desired: vendettav1.DesiredState_DESIRED_STATE_REMOVED,
+		OperationId: opID, WorkspaceId: o.GetWorkspaceId(), WorkspaceName: o.GetWorkspaceId(),
+		// What was left behind has a generation there; a true orphan has none.
+		Generation: l.view().observed[o.GetWorkspaceId()].GetGeneration() + 1,
+		Desired:    vendettav1.DesiredState_DESIRED_STATE_REMOVED,
 	})
 	if err != nil {
 		return err
 	}
 	if seen := resp.GetObserved(); seen.GetErrorCode() != "" {
 		return api.Errorf(api.Code(seen.GetErrorCode()), "%s", seen.GetMessage())
+	}
+	l.observe(o.GetWorkspaceId(), nil)
+	if err := s.store.Update(ctx, func(tx store.Tx) error { return foundAgain(tx, o.GetWorkspaceId()) }); err != nil {
+		return err
 	}
 	l.log.InfoContext(ctx, "orphan removed", "provider", o.GetProvider(), "instance", o.GetInstance())
 	return nil

@@ -17,6 +17,8 @@ type Desired struct {
 	Workspaces []store.Workspace
 	// Operations holds the latest operation of each workspace, by its id.
 	Operations map[string]store.Operation
+	// Left holds the ids of what was left behind on nodes.
+	Left []string
 }
 
 // Observed is what is, as the node agents last reported it. A node that is not
@@ -153,7 +155,8 @@ func (s *Server) desired(ctx context.Context) (Desired, error) {
 			}
 			d.Operations[op.ID] = op
 		}
-		return nil
+		d.Left, err = leftBehind(tx)
+		return err
 	})
 	return d, err
 }

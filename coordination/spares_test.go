@@ -554,11 +554,62 @@ func TestLostNodesAreRemovedWithTheirSpares(t *testing.T) {
 			t.Errorf("%v", w.spares(ctx))
 		}
 		resp, err := w.server.RemoveNode(ctx, &vendettav1.RemoveNodeRequest{Name: "far", Force: true})
-		if err != nil || !strings.Contains(resp.GetMessage(), "2 spares may stay there") {
+		if err != nil || !strings.Contains(resp.GetMessage(), "so may 2 spares, until the node is added again") {
 			t.Errorf("%v, %v", resp, err)
 		}
 		if len(w.spares(ctx)) != 0 {
 			t.Errorf("%v", w.spares(ctx))
+		}
+		// The machine comes back with them, is added again, and they go.
+		agent.start()
+		agent.set(func() {
+			agent.journal["stranger"] = &nodeagentv1.ObservedWorkspace{WorkspaceId: "stranger", Generation: 3}
+		})
+		w.addRemote(ctx, "far")
+		pass(2 * reconcileInterval)
+		agent.mu.Lock()
+		left := len(agent.journal)
+		_, stranger := agent.journal["stranger"]
+		agent.mu.Unlock()
+		if left != 1 || !stranger {
+			t.Errorf("%d are there, a stranger among them: %v", left, stranger)
+		}
+		if err := w.store.View(ctx, func(tx store.Tx) error {
+			ids, err := leftBehind(tx)
+			if err == nil && len(ids) != 0 {
+				t.Errorf("remembered: %v", ids)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWhatIsLeftBehindIsBounded(t *testing.T) {
+	inWorld(t, nil, func(ctx context.Context, w *world) {
+		if err := w.store.Update(ctx, func(tx store.Tx) error {
+			for i := range mostLeftBehind + 5 {
+				if err := leaveBehind(tx, []store.Workspace{{ID: fmt.Sprint("w", i)}}); err != nil {
+					return err
+				}
+			}
+			ids, err := leftBehind(tx)
+			if len(ids) != mostLeftBehind || ids[0] != "w5" {
+				t.Errorf("%d, the first is %s", len(ids), ids[0])
+			}
+			if err := foundAgain(tx, "w0"); err != nil { // forgotten already
+				return err
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+		if err := w.store.Update(ctx, func(tx store.Tx) error { return tx.SetMeta(metaLeftBehind, "{") }); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.store.Update(ctx, func(tx store.Tx) error { return leaveBehind(tx, []store.Workspace{{ID: "x"}}) }); err == nil {
+			t.Error("what cannot be read was taken for nothing")
 		}
 	})
 }
