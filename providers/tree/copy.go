@@ -59,13 +59,16 @@ const (
 // copy is left for the caller to remove, and perhaps a folder at to+".links".
 // Nothing is flushed to the disk.
 func Copy(ctx context.Context, from, to string, ids *IDs) (Copied, error) {
-	root := os.Geteuid() == 0
-	c := &copier{ctx: ctx, root: root}
-	if root {
+	c := &copier{ctx: ctx, root: os.Geteuid() == 0}
+	if c.root {
 		c.ids = ids
 	}
+	return c.copy(from, to)
+}
+
+func (c *copier) copy(from, to string) (Copied, error) {
 	links := to + ".links"
-	if err := Remove(ctx, links); err != nil {
+	if err := Remove(c.ctx, links); err != nil {
 		return c.done, err
 	}
 	if err := c.open(from, to, links); err != nil {
@@ -74,7 +77,7 @@ func Copy(ctx context.Context, from, to string, ids *IDs) (Copied, error) {
 	err := c.run()
 	err = errors.Join(err, unix.Close(c.links))
 	if err == nil {
-		err = Remove(ctx, links)
+		err = Remove(c.ctx, links)
 	}
 	return c.done, err
 }
