@@ -37,7 +37,10 @@ func powerless(t *testing.T, do func() error) error {
 // Each step of the init stage says what was refused, instead of going on without.
 func TestStepsWithoutTheRight(t *testing.T) {
 	pl, dir := layout(t)
-	spare := filepath.Join(dir, "spare")
+	spare, plain := filepath.Join(dir, "spare"), filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	nothing := func() int { // a descriptor that is no mount
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -55,7 +58,7 @@ func TestStepsWithoutTheRight(t *testing.T) {
 		"mountTmp":    func() error { return mountTmp(spare, "") },
 		"mountDev":    func() error { return mountDev(&pl) },
 		"hide folder": func() error { return hide(dir) },
-		"hide file":   func() error { return hide("/etc/passwd") },
+		"hide file":   func() error { return hide(plain) },
 		"sealProc":    sealProc,
 		"confine":     confine,
 		"network":     func() error { return configureNetwork(plan{OwnNetwork: true}) },
@@ -69,12 +72,12 @@ func TestStepsWithoutTheRight(t *testing.T) {
 		t.Error("bound a file")
 	}
 	for what, step := range map[string]func() error{
-		"symlink below a file": func() error { return symlink("/etc/passwd/x/y", "z") },
+		"symlink below a file": func() error { return symlink(plain+"/x/y", "z") },
 		"symlink into proc":    func() error { return symlink("/proc/absent", "z") },
-		"place below a file":   func() error { return place("/etc/passwd/x/y", false) },
+		"place below a file":   func() error { return place(plain+"/x/y", false) },
 		"place in proc":        func() error { return place("/proc/absent", true) },
 		"place over proc":      func() error { return place("/proc/self/stat", false) },
-		"hide below a file":    func() error { return hide("/etc/passwd/x") },
+		"hide below a file":    func() error { return hide(plain + "/x") },
 	} {
 		if err := step(); err == nil {
 			t.Errorf("%s succeeded", what)
@@ -102,9 +105,7 @@ func TestStepsWithoutTheRight(t *testing.T) {
 // A network that cannot be made leaves the instance stopped and nothing behind.
 func TestJoinRefused(t *testing.T) {
 	r := newRig(t)
-	if !r.machine.canNAT() {
-		t.Skip("needs a root agent with iptables")
-	}
+	wayOut(t, r.machine)
 	current := run{Process: host.Process{PID: os.Getpid()}}
 	pl := plan{Files: map[string]string{}}
 	if err := powerless(t, func() error { return r.join(t.Context(), "w1", providers.NetworkPrivate, &pl, &current) }); !errors.Is(err, unix.EPERM) {

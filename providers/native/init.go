@@ -270,7 +270,13 @@ func place(target string, file bool) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+	above := filepath.Dir(target)
+	if info, err := os.Lstat(above); err == nil && info.Mode()&os.ModeSymlink != 0 {
+		if err := os.Remove(above); err != nil { // the link alone: it may lead nowhere
+			return err
+		}
+	}
+	if err := os.MkdirAll(above, 0o755); err != nil {
 		return err
 	}
 	if !file {

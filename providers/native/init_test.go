@@ -94,6 +94,46 @@ func TestBuildRoot(t *testing.T) {
 	}
 }
 
+func TestBuildImageRoot(t *testing.T) {
+	pl, dir := layout(t)
+	lower := filepath.Join(dir, "image, a:b")
+	l := &layers{Lower: lower, Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work")}
+	must(t, os.MkdirAll(filepath.Join(lower, "bin"), 0o755), os.WriteFile(filepath.Join(lower, "bin", "own"), nil, 0o755),
+		os.Symlink("/proc/1", filepath.Join(lower, "etc")), os.Symlink("nowhere", filepath.Join(lower, ".vendetta")),
+		os.Mkdir(l.Upper, 0o755), os.Mkdir(l.Work, 0o755))
+	image := plan{Hostname: "w1", Links: map[string]string{}, Files: pl.Files, Devices: pl.Devices}
+	image.Mounts = append(image.Mounts, pl.Mounts[len(pl.Mounts)-4:]...) // the workspace's own
+	image.useImage(l)
+	failing := image
+	failing.Root.Layers = &layers{Lower: filepath.Join(dir, "absent")}
+	if err := inNamespaces(t, func() error { return buildRoot(&failing) }); err == nil || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("without its image: %v", err)
+	}
+	err := inNamespaces(t, func() error {
+		if err := buildRoot(&image); err != nil {
+			return err
+		}
+		var errs []error
+		for _, path := range []string{"/bin/own", "/tmp", "/run/lock", "/workspace", "/dev/null", "/proc/1", "/.vendetta/bin/vendetta-guest"} {
+			_, err := os.Stat(path)
+			errs = append(errs, err)
+		}
+		raw, err := os.ReadFile("/etc/hostname")
+		if err == nil && string(raw) != "w1\n" {
+			err = errors.New("host name " + string(raw))
+		}
+		return errors.Join(append(errs, err)...)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(lower); err != nil || len(entries) != 3 {
+		t.Errorf("the image has %v (%v)", entries, err)
+	}
+	// Limits that change nothing here.
+	must(t, limitMemory(0), limitMemory(1<<50), limitProcesses(1<<50, true))
+}
+
 // Where overlayfs is refused, our files are bound over the machine's.
 func TestEtcWithoutOverlay(t *testing.T) {
 	pl, dir := layout(t)
@@ -120,6 +160,11 @@ func TestEtcWithoutOverlay(t *testing.T) {
 }
 
 func TestBuildRootRefusals(t *testing.T) {
+	// Nothing of the machine's: these steps replace what is in their way.
+	plain := filepath.Join(t.TempDir(), "plain")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for what, c := range map[string]struct {
 		spoil func(pl *plan)
 		want  string
@@ -129,16 +174,16 @@ func TestBuildRootRefusals(t *testing.T) {
 		"kind":   {func(pl *plan) { pl.Mounts[0].File = true }, "mount "},
 		"target": {func(pl *plan) { pl.Mounts[0].Target = "/proc/absent/x" }, "/proc/absent"},
 		"link":   {func(pl *plan) { pl.Links["/proc/absent/x"] = "y" }, "/proc/absent"},
-		"upper":  {func(pl *plan) { pl.EtcUpper.Path = "/etc/passwd" }, "mount "},
+		"upper":  {func(pl *plan) { pl.EtcUpper.Path = plain }, "mount "},
 		"files":  {func(pl *plan) { pl.Files["absent/hosts"] = "" }, "absent/hosts"},
-		"lower":  {func(pl *plan) { pl.EtcLower.Path = "/etc/passwd" }, "mount /etc"},
+		"lower":  {func(pl *plan) { pl.EtcLower.Path = plain }, "mount /etc"},
 		"var": {func(pl *plan) {
 			dir := filepath.Join(pl.Root.Path, "var")
 			if err := errors.Join(os.RemoveAll(dir), os.Symlink("/proc/absent", dir)); err != nil {
 				panic(err)
 			}
 		}, "/var"},
-		"root": {func(pl *plan) { pl.Root.Path = "/etc/passwd" }, "root"},
+		"root": {func(pl *plan) { pl.Root.Path = plain }, "root"},
 	} {
 		pl, _ := layout(t)
 		c.spoil(&pl)
