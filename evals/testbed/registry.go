@@ -91,7 +91,7 @@ func RegistryServer() (image string, err error) {
 
 // registryHost starts this process's registry, once.
 var registryHost = sync.OnceValues(func() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback, at once
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}

@@ -226,13 +226,17 @@ func TestDiskTrouble(t *testing.T) {
 			w.(http.Flusher).Flush()
 			panic(http.ErrAbortHandler)
 		}, "", providers.ErrImage, []string{"middle"}},
-		"web page":               {text("<!DOCTYPE html>"), "", providers.ErrImage, []string{"a web page", "qemu-img convert"}},
-		"packed":                 {text("\xfd7zXZ\x00"), "", providers.ErrImage, []string{"unpack it first"}},
-		"not a disk":             {text("hello"), "", providers.ErrImage, []string{"number of sectors"}},
-		"empty":                  {text(""), "", providers.ErrImage, []string{"number of sectors"}},
-		"redirect to file":       {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file:///etc/passwd", 302) }, "", providers.ErrImage, nil},
-		"redirects without end":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", 302) }, "", providers.ErrImage, []string{"too often"}},
-		"redirect to plain http": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://example.com/", 302) }, "", providers.ErrImage, []string{"plain http"}},
+		"web page":   {text("<!DOCTYPE html>"), "", providers.ErrImage, []string{"a web page", "qemu-img convert"}},
+		"packed":     {text("\xfd7zXZ\x00"), "", providers.ErrImage, []string{"unpack it first"}},
+		"not a disk": {text("hello"), "", providers.ErrImage, []string{"number of sectors"}},
+		"empty":      {text(""), "", providers.ErrImage, []string{"number of sectors"}},
+		"redirect to file": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "file:///etc/passwd", http.StatusFound)
+		}, "", providers.ErrImage, nil},
+		"redirects without end": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/", http.StatusFound) }, "", providers.ErrImage, []string{"too often"}},
+		"redirect to plain http": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://example.com/", http.StatusFound)
+		}, "", providers.ErrImage, []string{"plain http"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.answer.Store(nil)

@@ -1,7 +1,9 @@
 package image
 
 import (
+	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -381,18 +383,7 @@ func TestSpoiltStore(t *testing.T) {
 
 // TestFullDisk: a full disk leaves nothing behind and says so.
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
-	dir := t.TempDir()
-	if err := unix.Mount("vendetta-test", dir, "tmpfs", 0, "size=2m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := mountSmall(t)
 	noise := make([]byte, 3<<20)
 	for i := range noise {
 		noise[i] = byte(i>>8) | 1
@@ -430,6 +421,167 @@ func TestFullDisk(t *testing.T) {
 			wantError(t, try(s), providers.ErrExhausted, "the disk of the node is full", "image prune")
 			wantNothing(t, s)
 		})
+	}
+}
+
+// mountSmall mounts a file system of a few megabytes.
+func mountSmall(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("vendetta-test", dir, "tmpfs", 0, "size=2m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// TestReadOnlyStore: a store that cannot be written to fails each change, says so,
+// and still shows what it has.
+func TestReadOnlyStore(t *testing.T) {
+	dir := mountSmall(t)
+	s := quick(t)
+	s.options.Dir = filepath.Join(dir, "store")
+	ref, other := simple(t), imageOf(t, nil, layerOf(t, file("g", "x"))).layout(t)
+	image, err := s.Get(t.Context(), ref, "", "me")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "d.img")
+	write(t, disk, rawDisk("x"))
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	archive := imageOf(t, nil).savedOf(t, "x:1")
+	for name, do := range map[string]func() error{
+		"get":      func() error { _, err := s.Get(t.Context(), other, "", "you"); return err },
+		"get disk": func() error { _, err := s.GetDisk(t.Context(), disk, "", "", "you"); return err },
+		"pull":     func() error { _, err := s.Pull(t.Context(), other, nil); return err },
+		"import":   func() error { _, err := s.Import(t.Context(), "", bytes.NewReader(archive)); return err },
+		"prune":    func() error { _, err := s.Prune(t.Context()); return err },
+		"hold":     func() error { return s.Hold(image.Digest, "you") },
+		"release":  func() error { return s.Release("me") },
+		"derive": func() error {
+			_, err := s.Derived(t.Context(), image.Digest, "x", func(context.Context, string) error { return nil })
+			return err
+		},
+		"settle":     func() error { return s.settle(dir, filepath.Dir(image.Root)) },
+		"set":        func() error { return s.setMeaning(t.Context(), reference{}, meaning{}) },
+		"write":      func() error { return writeJSON(s.path("x"), s.path(tmpDir), 1) },
+		"empty":      func() error { return os.Remove(image.Root) },
+		"let go":     func() error { return s.letGo(image.Digest, "me") },
+		"make place": func() error { return New(Options{Dir: filepath.Join(dir, "new")}).prepare() },
+	} {
+		if err := do(); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if images, err := s.List(t.Context()); err != nil || len(images) != 1 || images[0].Used != 1 {
+		t.Errorf("%+v, %v", images, err)
+	}
+	if held, err := s.Held(image.Digest); err != nil || held.Root != image.Root {
+		t.Errorf("%+v, %v", held, err)
+	}
+	// Nor can an image be unpacked there.
+	tr, err := openTree(image.Root, false, small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tr.close() }()
+	for name, layer := range map[string][]byte{
+		"file": layerOf(t, file("g", "x")), "again": layerOf(t, file("f", "x")), "folder": layerOf(t, folder("d/")), "parents": layerOf(t, file("d/e", "x")),
+		"link": layerOf(t, symlink("s", "f")), "hard link": layerOf(t, hardlink("h", "f")), "pipe": layerOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}),
+		"root": layerOf(t, folder("./")), "whiteout": layerOf(t, file(".wh.f", "")), "opaque": layerOf(t, file(".wh..wh..opq", "")),
+	} {
+		err := tr.unpack(t.Context(), &budget{limits: small}, bytes.NewReader(layer), sum(layer), int64(len(layer)), sum(layer))
+		if !errors.Is(err, syscall.EROFS) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestNoStore: a folder that cannot be made.
+func TestNoStore(t *testing.T) {
+	s := quick(t)
+	write(t, s.options.Dir, nil)
+	ref := simple(t)
+	for name, do := range map[string]func() error{
+		"get":     func() error { _, err := s.Get(t.Context(), ref, "", "you"); return err },
+		"pull":    func() error { _, err := s.Pull(t.Context(), ref, nil); return err },
+		"import":  func() error { _, err := s.Import(t.Context(), "x:1", strings.NewReader("")); return err },
+		"prune":   func() error { _, err := s.Prune(t.Context()); return err },
+		"list":    func() error { _, err := s.List(t.Context()); return err },
+		"disk":    func() error { _, err := s.GetDisk(t.Context(), "/a.img", "", "", "you"); return err },
+		"release": func() error { return s.Release("you") },
+		"held":    func() error { _, err := s.Held(sum(nil)); return err },
+	} {
+		if err := do(); !errors.Is(err, syscall.ENOTDIR) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestProgress tells of large downloads in tenths.
+func TestProgress(t *testing.T) {
+	image := imageOf(t, nil, layerOf(t, file("f", strings.Repeat("x", 17<<20))))
+	m := newMoody(t)
+	var lines []string
+	if _, err := quick(t).Pull(t.Context(), m.push(t, image, "some/image", "1"), func(line string) { lines = append(lines, line) }); err != nil {
+		t.Fatal(err)
+	}
+	if all := strings.Join(lines, "\n"); !strings.Contains(all, "8 of 17 MB") || !strings.Contains(all, "17 of 17 MB") || len(lines) > 20 {
+		t.Errorf("said %q", lines)
+	}
+}
+
+// TestCancelledEverywhere: a context that ended ends every call.
+func TestCancelledEverywhere(t *testing.T) {
+	s := quick(t)
+	ref := simple(t)
+	image, err := s.Get(t.Context(), ref, "", "me")
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy, err := lockStore(t.Context(), s.path(storeLock), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, do := range map[string]func() error{
+		"get":    func() error { _, err := s.Get(ctx, ref, "", "you"); return err },
+		"import": func() error { _, err := s.Import(ctx, "x:1", strings.NewReader("")); return err },
+		"prune":  func() error { _, err := s.Prune(ctx); return err },
+		"set":    func() error { return s.setMeaning(ctx, reference{}, meaning{}) },
+		"derive": func() error {
+			_, err := s.Derived(ctx, image.Digest, "x", func(context.Context, string) error { return nil })
+			return err
+		},
+	} {
+		if err := do(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Waiting for a turn ends too.
+	for range together {
+		s.turns <- struct{}{}
+	}
+	disk := filepath.Join(t.TempDir(), "d.img")
+	write(t, disk, rawDisk("x"))
+	for name, do := range map[string]func() error{
+		"get":  func() error { _, err := s.Get(ctx, imageOf(t, nil, layerOf(t)).layout(t), "", "you"); return err },
+		"disk": func() error { _, err := s.GetDisk(ctx, disk, "", "", "you"); return err },
+	} {
+		if err := do(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

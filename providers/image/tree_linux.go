@@ -41,13 +41,13 @@ func (t *tree) close() error { return unix.Close(t.top) }
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// open opens a name inside the tree. plain is true when no symbolic link was
+// open opens a folder inside the tree by its name. plain is true when no symbolic link was
 // passed on the way.
-func (t *tree) open(name string, flags int) (fd int, plain bool, err error) {
+func (t *tree) open(name string) (fd int, plain bool, err error) {
 	if name == "" {
 		name = "."
 	}
-	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	for {
 		fd, err = unix.Openat2(t.top, name, &how)
 		switch {
@@ -66,7 +66,7 @@ func (t *tree) open(name string, flags int) (fd int, plain bool, err error) {
 // folder opens the folder of that name, made where it is missing, as the layers of
 // some tools do not name every parent.
 func (t *tree) folder(name string) (int, error) {
-	fd, plain, err := t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	fd, plain, err := t.open(name)
 	if errors.Is(err, unix.ENOENT) {
 		fd, err = t.makeFolder(name, 0)
 		plain = false
@@ -90,7 +90,7 @@ func (t *tree) makeFolder(name string, hops int) (int, error) {
 	if hops > maxHops {
 		return -1, refuse("%.200q: too many symbolic links", name)
 	}
-	fd, _, err := t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	fd, _, err := t.open(name)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
@@ -132,7 +132,7 @@ func (t *tree) makeFolder(name string, hops int) (int, error) {
 	} else if err := unix.Fchmodat(parent, base, 0o755, 0); err != nil { // whatever the umask
 		return -1, &os.PathError{Op: "change mode", Path: name, Err: err}
 	}
-	fd, _, err = t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	fd, _, err = t.open(name)
 	return fd, err
 }
 
@@ -240,7 +240,7 @@ func (t *tree) lookUp(target string) (dir int, base string, err error) {
 	if base == "" || base == "." {
 		return -1, "", refuse("hard link to the folder %.200q", target)
 	}
-	dir, _, err = t.open(path.Clean(parent), unix.O_PATH|unix.O_DIRECTORY)
+	dir, _, err = t.open(path.Clean(parent))
 	return dir, base, err
 }
 
@@ -352,7 +352,7 @@ func (t *tree) furnishName(dir int, base string, h *tar.Header) (uint64, error) 
 
 // touch sets the time of a folder, which making things in it has changed.
 func (t *tree) touch(name string, at time.Time) error {
-	fd, _, err := t.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	fd, _, err := t.open(name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil // it gave way to something else
 	}
