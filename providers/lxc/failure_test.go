@@ -21,6 +21,7 @@ import (
 	"github.com/vendetta-dev/vendetta/providers/host"
 	"github.com/vendetta-dev/vendetta/providers/image"
 	"github.com/vendetta-dev/vendetta/providers/network"
+	"github.com/vendetta-dev/vendetta/providers/tree"
 )
 
 // stopped fails when anything runs of a workspace, or is left of a start.
@@ -558,5 +559,169 @@ func TestIDsRunOut(t *testing.T) {
 	}
 	if err := r.Start(t.Context(), w1); err == nil {
 		t.Error("started with ids that are not ours")
+	}
+}
+
+// A guest that cannot be run: the error says what liblxc said.
+func TestGuestThatIsNone(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.Create(t.Context(), spec(w1)); err != nil {
+		t.Fatal(err)
+	}
+	good := r.guest
+	r.guest = filepath.Join(r.dir, "guest")
+	put(t, r.guest, "no program")
+	err := r.Start(t.Context(), w1)
+	if err == nil || !strings.Contains(err.Error(), "exec") {
+		t.Errorf("%v", err)
+	}
+	r.stopped(w1, "no guest")
+	// One that ends at once is an end, and says on its terminal why.
+	put(t, r.guest, "#!/bin/sh\necho out of order\n")
+	if err := os.Chmod(r.guest, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), w1); err == nil {
+		last, err := r.run(w1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gone, err := last.Gone(t.Context(), patience); !gone || err != nil {
+			t.Fatal(gone, err)
+		}
+		if _, err := last.Monitor.Gone(t.Context(), patience); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.Console(t.Context(), w1); got != "out of order" {
+		t.Errorf("console %q", got)
+	}
+	if _, err := r.Connect(t.Context(), w1); !errors.Is(err, providers.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	r.guest = good
+	if err := r.Start(t.Context(), w1); err != nil {
+		t.Error(err)
+	}
+}
+
+// Files in the place of folders: every call says so, and none goes on.
+func TestBadStateFolder(t *testing.T) {
+	ctx := t.Context()
+	for _, taken := range []string{"", "lock", "instances", "volumes", "volumes/" + w1} {
+		r := newRig(t)
+		path := filepath.Join(r.dir, "s", taken)
+		switch taken {
+		case "": // the state folder itself
+			put(t, path, "")
+		case "lock":
+			if err := os.MkdirAll(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			put(t, path, "")
+		}
+		if _, err := r.Create(ctx, spec(w1)); err == nil && taken != "volumes/"+w1 {
+			t.Errorf("%s: created", taken)
+		}
+		if err := errors.Join(r.Start(ctx, w1), r.Pause(ctx, w1)); err == nil {
+			t.Errorf("%s: paused", taken)
+		}
+		if err := os.RemoveAll(filepath.Join(r.dir, "s")); err != nil {
+			t.Fatal(err)
+		}
+		r.store.holds = map[string]bool{}
+	}
+}
+
+// A firewall that refuses leaves no link and no bridge behind.
+func TestFirewallRefuses(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.Create(t.Context(), spec(w1)); err != nil {
+		t.Fatal(err)
+	}
+	r.machine.iptables = "/bin/false"
+	if err := r.Start(t.Context(), w1); err == nil {
+		t.Error("started without rules")
+	}
+	r.stopped(w1, "no rules")
+}
+
+// Folders that an instance cannot do without are missing.
+func TestMissingParts(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.Create(t.Context(), spec(w1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{
+		filepath.Join(r.instanceDir(w1), "upper"), filepath.Join(r.volumeDir(w1), "workspace"),
+	} {
+		away := part + ".away"
+		if err := os.Rename(part, away); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Start(t.Context(), w1); err == nil {
+			t.Errorf("started without %s", part)
+		}
+		r.stopped(w1, part)
+		if _, err := r.Snapshot(t.Context(), w1, "one"); err == nil {
+			t.Errorf("kept a snapshot without %s", part)
+		}
+		if _, err := r.Fork(t.Context(), w1, spec(w2)); err == nil {
+			t.Errorf("forked without %s", part)
+		}
+		if err := os.Rename(away, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{configFile, filterFile, runFile + ".new"} {
+		path := filepath.Join(r.instanceDir(w1), file)
+		if err := errors.Join(os.RemoveAll(path), os.Mkdir(path, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Start(t.Context(), w1); err == nil {
+			t.Errorf("started with a folder at %s", file)
+		}
+		r.stopped(w1, file)
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	if all, err := r.Snapshots(t.Context(), w1); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if all, err := r.List(t.Context()); err != nil || len(all) != 1 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	// Half-made: only Destroy helps, or another Create.
+	rec, err := r.load(w1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Ready = false
+	if err := host.Write(filepath.Join(r.instanceDir(w1), recordFile), rec); err != nil {
+		t.Fatal(err)
+	}
+	if i := r.inspect(w1); i.State != providers.StateBroken {
+		t.Errorf("%+v", i)
+	}
+	if err := r.Start(t.Context(), w1); err == nil {
+		t.Error("started half of it")
+	}
+	if i, err := r.Create(t.Context(), spec(w1)); err != nil || i.State != providers.StateStopped {
+		t.Errorf("%+v, %v", i, err)
+	}
+}
+
+func TestFailed(t *testing.T) {
+	for err, kind := range map[error]error{
+		unix.ENOSPC: providers.ErrExhausted, unix.ENOMEM: providers.ErrExhausted, tree.ErrTooDeep: providers.ErrInvalid,
+	} {
+		if got := failed("start", w1, err); !errors.Is(got, kind) || !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	if failed("start", w1, nil) != nil {
+		t.Error("an error of none")
 	}
 }
