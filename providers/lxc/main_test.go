@@ -30,6 +30,31 @@ var w1, w2, w3 = id(), id(), id()
 
 func id() string { return strings.ToLower(rand.Text()[:10]) }
 
+// TestMain removes the image that all tests share.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if unpacked != "" {
+		_ = os.RemoveAll(unpacked)
+	}
+	os.Exit(code)
+}
+
+var unpacked string
+
+// base is the folder of an image with a shell. Nobody writes to it.
+func base(t *testing.T) string {
+	t.Helper()
+	if unpacked == "" {
+		dir, err := os.MkdirTemp("", "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		unpacked = dir
+		testbed.Busybox(t, filepath.Join(dir, "image"))
+	}
+	return filepath.Join(unpacked, "image")
+}
+
 // folder is a store with one image, which lies in a folder.
 type folder struct {
 	image.Image
@@ -82,10 +107,8 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(dir, "image")
-	testbed.Busybox(t, root)
 	r := &rig{t: t, dir: dir, store: &folder{
-		Image: image.Image{Digest: "sha256:0", Root: root, Env: []string{"FROM_IMAGE=a b\nc", "nonsense"}},
+		Image: image.Image{Digest: "sha256:0", Root: base(t), Env: []string{"FROM_IMAGE=a b\nc", "nonsense"}},
 		holds: map[string]bool{},
 	}}
 	r.renew()
