@@ -45,6 +45,7 @@ func act(r helper.Request, answer *helper.Answer) error {
 		err = c.Freeze()
 	case helper.Unfreeze:
 		err = c.Unfreeze()
+	default: // helper.State: it is told in any case
 	}
 	if err == nil {
 		answer.State = c.State().String()
