@@ -321,13 +321,13 @@ func (s *Server) spareEnded(op store.Operation, ws store.Workspace, failure *api
 // runs and whose guest answers. Transactions are serial, so no two creates find
 // the same one.
 func (s *Server) claim(tx store.Tx, nodeID string, spec *vendettav1.WorkspaceSpec) (spare store.Workspace, found bool, err error) {
-	l := s.linkTo(nodeID)
-	if l == nil || !plainSpec(spec) {
+	link := s.linkTo(nodeID).view()
+	if !link.up || !plainSpec(spec) {
 		return spare, false, nil
 	}
 	list, err := tx.Workspaces(nodeID)
 	for _, ws := range list {
-		if fits(ws, spec) && l.linked(ws.ID) && (!found || ws.CreatedAt.Before(spare.CreatedAt)) {
+		if fits(ws, spec) && link.observed[ws.ID].GetLinked() && (!found || ws.CreatedAt.Before(spare.CreatedAt)) {
 			spare, found = ws, true
 		}
 	}

@@ -198,6 +198,10 @@ func TestNodesAndWorkspaces(t *testing.T) {
 	has(t, ok(t, g, "workspace_rm", m{"name": "ws", "force": true}), "rm ws: done")
 	fails(t, g, "workspace_up", m{"name": "ws"}, "workspace_list")
 	s.Lock()
+	s.Nodes[0].Spares = []*vendettav1.Spares{{Provider: "docker", Image: "debian:12", Count: 2, Ready: 1, Message: "memory is short"}, {Provider: "native", Count: 1}}
+	s.Unlock()
+	has(t, ok(t, g, "node_status", m{"name": "build1"}), "spares of docker debian:12: 1 of 2 ready; memory is short; a workspace_create", "spares of native: 0 of 1 ready; a")
+	s.Lock()
 	s.Nodes[0].Message = "its disk is full"
 	s.Nodes[0].Report.Providers = nil
 	s.Unlock()

@@ -97,6 +97,13 @@ func runNodeStatus(ctx context.Context, g *Gateway, c *call) (string, error) {
 		}
 		l.add("%s", line)
 	}
+	for _, spare := range n.GetSpares() {
+		line := fmt.Sprintf("spares of %s: %d of %d ready", strings.TrimSpace(spare.GetProvider()+" "+spare.GetImage()), spare.GetReady(), spare.GetCount())
+		if spare.GetMessage() != "" {
+			line += "; " + spare.GetMessage()
+		}
+		l.add("%s; a workspace_create that asks for the same takes one at once", line)
+	}
 	l.add("workspaces: %d%s", n.GetWorkspaces(), labels(n))
 	l.add("last heartbeat: %s, agent %s", stamp(n.GetLastHeartbeat()), r.GetAgentVersion())
 	return l.text("that is all that fits"), nil
