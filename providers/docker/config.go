@@ -33,7 +33,10 @@ const (
 	pullTimeout   = 15 * time.Minute
 	// cleanupTimeout bounds the removal of what a failed Create left.
 	cleanupTimeout = 10 * time.Second
-	keepFree       = 1 << 30
+	// engineTimeout bounds what the engine does alone and cannot be stopped at: an
+	// image of a large root, the removal of a large volume.
+	engineTimeout = 15 * time.Minute
+	keepFree      = 1 << 30
 )
 
 // Defaults of an instance's resources; memory is a share of the machine's.

@@ -8,6 +8,7 @@ import (
 	"path"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/sourcegraph/conc/pool"
 
 	"github.com/vendetta-dev/vendetta/providers"
 )
@@ -34,11 +35,16 @@ func (p *Provider) prepare(ctx context.Context, workspace, image string, from, i
 	// Waited for, so that they can be removed when ctx ends.
 	steady, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.options.CreateTimeout)
 	defer cancel()
-	var err error
-	if c.target, err = p.idle(steady, workspace, endTarget, image, into, labels, false); err != nil {
-		return c, err
-	}
-	if c.source, err = p.idle(steady, workspace, endSource, image, from, labels, true); err != nil {
+	both := pool.New().WithErrors()
+	both.Go(func() (err error) {
+		c.target, err = p.idle(steady, workspace, endTarget, image, into, labels, false)
+		return err
+	})
+	both.Go(func() (err error) {
+		c.source, err = p.idle(steady, workspace, endSource, image, from, labels, true)
+		return err
+	})
+	if err := both.Wait(); err != nil {
 		return c, err
 	}
 	return c, ctx.Err()
@@ -105,16 +111,20 @@ func (c *copying) folder(ctx context.Context, at string) (int64, error) {
 func (c *copying) end(ctx context.Context) error {
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
+	both := pool.New().WithErrors()
 	for _, id := range []*string{&c.source, &c.target} {
 		if *id == "" {
 			continue
 		}
-		if err := c.p.removeContainer(after, *id); err != nil {
+		both.Go(func() error {
+			err := c.p.removeContainer(after, *id)
+			if err == nil {
+				*id = ""
+			}
 			return err
-		}
-		*id = ""
+		})
 	}
-	return nil
+	return both.Wait()
 }
 
 // undo removes the containers and the volumes that were filled.

@@ -44,25 +44,30 @@ func kept() map[string]any {
 	return map[string]any{"Id": "sha256:a", "Size": 100, "Config": map[string]any{"Labels": labels, "Env": []string{"VENDETTA_GUEST_USER=dev"}}}
 }
 
+// creates makes a copy's containers t and s, and answers otherwise for an instance's.
+func creates(instance http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		switch name := r.URL.Query().Get("name"); {
+		case strings.HasSuffix(name, "-target"):
+			says(201, map[string]any{"Id": "t"})(w, r)
+		case strings.HasSuffix(name, "-source"):
+			says(201, map[string]any{"Id": "s"})(w, r)
+		default:
+			instance(w, r)
+		}
+	}
+}
+
 // copies are the answers of an engine at which each copy works: workspace w runs,
 // t fills, s is read.
 func copies(change map[string]http.HandlerFunc) map[string]http.HandlerFunc {
 	answers := map[string]http.HandlerFunc{
-		"GET /containers/json":                   listed(map[string]string{"c": "vendetta-w"}),
-		"GET /containers/vendetta-w/json":        says(200, mounted("c", "vendetta-w", running)),
-		"GET /containers/c/json":                 says(200, mounted("c", "vendetta-w", running)),
-		"GET /images/sha256:base/json":           says(200, map[string]any{"Id": "sha256:base", "Size": 90}),
-		"GET /images/vendetta-snapshot/w:a/json": inTurn(says(404, failure("no such image")), says(200, kept())),
-		"POST /containers/create": func(w http.ResponseWriter, r *http.Request) {
-			name := r.URL.Query().Get("name")
-			id := "n"
-			for end, letter := range map[string]string{"-target": "t", "-source": "s"} {
-				if strings.HasSuffix(name, end) {
-					id = letter
-				}
-			}
-			says(201, map[string]any{"Id": id})(w, r)
-		},
+		"GET /containers/json":                            listed(map[string]string{"c": "vendetta-w"}),
+		"GET /containers/vendetta-w/json":                 says(200, mounted("c", "vendetta-w", running)),
+		"GET /containers/c/json":                          says(200, mounted("c", "vendetta-w", running)),
+		"GET /images/sha256:base/json":                    says(200, map[string]any{"Id": "sha256:base", "Size": 90}),
+		"GET /images/vendetta-snapshot/w:a/json":          inTurn(says(404, failure("no such image")), says(200, kept())),
+		"POST /containers/create":                         creates(says(201, map[string]any{"Id": "n"})),
 		"POST /containers/c/pause":                        says(204, nil),
 		"GET /containers/s/archive":                       archived(folderMode, "content"),
 		"PUT /containers/t/archive":                       func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) },
@@ -183,7 +188,7 @@ func TestRestoreFailures(t *testing.T) {
 		"stays":    {map[string]http.HandlerFunc{"PUT /containers/t/archive": trouble, "DELETE /containers/t": trouble}, nil, nil, []string{"trouble"}, nil},
 		"rename":   {map[string]http.HandlerFunc{"POST /containers/c/rename": trouble}, nil, nil, []string{"trouble"}, undone},
 		"create": {map[string]http.HandlerFunc{
-			"POST /containers/create": inTurn(says(201, map[string]any{"Id": "t"}), says(201, map[string]any{"Id": "s"}), trouble),
+			"POST /containers/create": creates(trouble),
 		}, nil, nil, []string{"trouble"}, undone},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -264,7 +269,7 @@ func TestForkFailures(t *testing.T) {
 		"volumes":  {answers: map[string]http.HandlerFunc{"GET /volumes": inTurn(holding(), trouble)}, words: []string{"fork workspace w to f", "trouble"}},
 		"copy":     {answers: map[string]http.HandlerFunc{"PUT /containers/t/archive": trouble}, words: []string{"trouble"}, asked: append([]string{"POST /containers/c/unpause"}, undone...)},
 		"create": {answers: map[string]http.HandlerFunc{
-			"POST /containers/create": inTurn(says(201, map[string]any{"Id": "t"}), says(201, map[string]any{"Id": "s"}), trouble),
+			"POST /containers/create": creates(trouble),
 		}, words: []string{"trouble"}, asked: undone},
 		"stays": {answers: map[string]http.HandlerFunc{
 			"PUT /containers/t/archive": trouble, "DELETE /images/vendetta-root/f:latest": trouble,

@@ -10,17 +10,20 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	engineimage "github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/registry"
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/vendetta-dev/vendetta/providers"
 )
 
-// pull fetches an image, without credentials: a private one is pulled by hand on
-// the node. said, which may be nil, is told of each step once.
+// pull fetches an image, with the login that docker login left for this user, if
+// any. said, which may be nil, is told of each step once.
 func (e *engine) pull(ctx context.Context, ref string, said func(string)) error {
 	ctx, cancel := context.WithTimeout(ctx, e.pullTimeout)
 	defer cancel()
 	e.log.Info("pull image", "image", ref)
-	stream, err := e.ImagePull(ctx, ref, engineimage.PullOptions{})
+	stream, err := e.ImagePull(ctx, ref, engineimage.PullOptions{RegistryAuth: e.login(ctx, ref)})
 	if err == nil {
 		err = e.follow(ref, stream, said)
 		err = errors.Join(err, stream.Close())
@@ -29,6 +32,35 @@ func (e *engine) pull(ctx context.Context, ref string, said func(string)) error 
 		return e.explainPull(ref, err)
 	}
 	return nil
+}
+
+// login is what the user's own configuration of docker holds for the registry of
+// an image, as the engine's API takes it; the engine itself knows no logins.
+func (e *engine) login(ctx context.Context, ref string) string {
+	encoded, err := func() (string, error) {
+		named, err := name.ParseReference(ref)
+		if err != nil {
+			return "", err
+		}
+		found, err := authn.Resolve(ctx, authn.DefaultKeychain, named.Context())
+		if err != nil {
+			return "", err
+		}
+		login, err := authn.Authorization(ctx, found)
+		if err != nil || *login == (authn.AuthConfig{}) {
+			return "", err
+		}
+		return registry.EncodeAuthConfig(registry.AuthConfig{
+			Username: login.Username, Password: login.Password, Auth: login.Auth,
+			IdentityToken: login.IdentityToken, RegistryToken: login.RegistryToken,
+			ServerAddress: named.Context().RegistryStr(),
+		})
+	}()
+	if err != nil {
+		// Most images are anybody's: the registry decides. The error may quote a secret.
+		e.log.Warn("no login for the registry could be read from docker's configuration", "image", ref)
+	}
+	return encoded
 }
 
 // follow reads a pull to its end and tells each step once: the engine repeats
@@ -69,7 +101,7 @@ func (e *engine) follow(ref string, stream io.Reader, said func(string)) error {
 // explainPull tells apart what a registry's answer only hints at.
 func (e *engine) explainPull(ref string, err error) error {
 	doing := "pull image " + ref
-	byHand := fmt.Sprintf("docker login and docker pull %s on the node, then try again", ref)
+	byHand := "docker login on the node, as the node agent's user, then try again"
 	carry := fmt.Sprintf("docker save %s | ssh NODE docker load", ref)
 	answer := &providers.Error{Kind: providers.ErrImage, Cause: err}
 	text := strings.ToLower(err.Error())
@@ -84,7 +116,7 @@ func (e *engine) explainPull(ref string, err error) error {
 	switch reason, _ := e.unreachable(err); {
 	case errors.Is(err, context.DeadlineExceeded):
 		answer.Message = fmt.Sprintf("%s: it took longer than %v", doing, e.pullTimeout)
-		answer.Next = byHand
+		answer.Next = fmt.Sprintf("docker pull %s on the node, then try again", ref)
 	case errors.Is(err, context.Canceled), reason != "", has("no space left on device"):
 		return e.explain(doing, err)
 	case cerrdefs.IsNotFound(err), has("manifest unknown", "not found", "does not exist", "name unknown"):
@@ -97,7 +129,7 @@ func (e *engine) explainPull(ref string, err error) error {
 		answer.Message = fmt.Sprintf("%s: the registry has had too many requests from the node: %v", doing, err)
 		answer.Next = "wait a while; many registries allow more after a login: " + byHand
 	case has("unauthorized", "denied", "authentication required", "no basic auth credentials"):
-		answer.Message = fmt.Sprintf("%s: the registry refuses it without a login", doing)
+		answer.Message = fmt.Sprintf("%s: the registry refuses it without a login that may read it", doing)
 		answer.Next = byHand
 	case has("verification failed", "unexpected content", "size validation failed"):
 		answer.Message = fmt.Sprintf("%s: what the registry sent is damaged: %v", doing, err)
@@ -113,7 +145,7 @@ func (e *engine) explainPull(ref string, err error) error {
 		answer.Next = "check the node's network and proxy settings for docker, or load the image by hand: " + carry
 	default:
 		answer.Message = fmt.Sprintf("%s: %v", doing, err)
-		answer.Next = byHand
+		answer.Next = fmt.Sprintf("docker pull %s on the node, then try again", ref)
 	}
 	return answer
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -27,6 +28,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	guestv1 "github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1"
+	"github.com/vendetta-dev/vendetta/coordination/api/vendetta/guest/v1/guestv1connect"
+	"github.com/vendetta-dev/vendetta/coordination/api/wire"
 	"github.com/vendetta-dev/vendetta/evals/testbed"
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/docker"
@@ -277,6 +281,51 @@ func configOf(t *testing.T, img v1.Image) *v1.ConfigFile {
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", "amd64"
 	return config
+}
+
+// An image with nothing in it but a folder: the guest answers, and what is not
+// there is named.
+func TestImageWithoutAShell(t *testing.T) {
+	testbed.Wants(t, "docker")
+	e, p := engine(t), real(t, func(o *docker.Options) { o.GuestProgram = testbed.Guest(t) })
+	const ref = "vendetta-test/shell-less:1"
+	said, err := e.ImageImport(t.Context(), image.ImportSource{Source: bytes.NewReader(layerWith(t, "a", "b")), SourceName: "-"}, ref, image.ImportOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, said)
+	_ = said.Close()
+	spec := providers.Spec{Workspace: id(), Image: ref}
+	up(t, p, spec)
+	conn, err := p.Connect(t.Context(), spec.Workspace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := wire.OpenLink(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	processes := guestv1connect.NewProcessServiceClient(wire.Client(func(context.Context) (net.Conn, error) { return conn, nil }), wire.BaseURL)
+	stream, err := processes.Start(t.Context(), &guestv1.StartRequest{ProcessId: id(), Argv: []string{"sh", "-c", "true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ended *guestv1.Process
+	for stream.Receive() {
+		if p := stream.Msg().GetEnded(); p != nil {
+			ended = p
+		}
+	}
+	if err := stream.Close(); err != nil {
+		t.Error(err)
+	}
+	if ended.GetExitCode() != 127 || !strings.Contains(ended.GetMessage(), "sh: command not found") {
+		t.Errorf("a shell that is not there: %v, %v", ended, stream.Err())
+	}
+	if err := p.Destroy(t.Context(), spec.Workspace, true); err != nil {
+		t.Error(err)
+	}
+	forget(t, ref)
 }
 
 func TestLinkFolderIsForTheAgentAlone(t *testing.T) {

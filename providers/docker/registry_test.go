@@ -4,12 +4,17 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -197,6 +202,53 @@ func forget(t *testing.T, refs ...string) {
 			t.Error(err)
 		}
 	}
+}
+
+// A login that the node's user has is used, as docker pull uses it.
+func TestPrivateRegistry(t *testing.T) {
+	testbed.Wants(t, "docker")
+	s, p := open(t), real(t)
+	img, _ := fresh(t)
+	s.stock(t, "private/image:1", img)
+	target, err := url.Parse("http://" + s.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, ok := r.BasicAuth(); !ok || user != "me" || password != "secret" {
+			refuses(401, "UNAUTHORIZED", "WWW-Authenticate", `Basic realm="r"`)(w, r)
+			return
+		}
+		httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
+	}))
+	t.Cleanup(door.Close)
+	host := strings.TrimPrefix(door.URL, "http://")
+	spec := providers.Spec{Workspace: id(), Image: host + "/private/image:1"}
+	for _, c := range []struct {
+		config string
+		works  bool
+	}{
+		{`{}`, false},
+		{`junk`, false},
+		{fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("me:wrong"))), false},
+		{fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("me:secret"))), true},
+	} {
+		dir := t.TempDir()
+		t.Setenv("DOCKER_CONFIG", dir)
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(c.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := p.Create(t.Context(), spec)
+		if c.works && err != nil {
+			t.Error(err)
+		} else if !c.works {
+			want(t, err, providers.ErrImage, "without a login", "docker login")
+		}
+	}
+	if err := p.Destroy(t.Context(), spec.Workspace, true); err != nil {
+		t.Error(err)
+	}
+	forget(t, spec.Image)
 }
 
 func TestRegistryThatHangs(t *testing.T) {

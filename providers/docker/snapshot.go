@@ -159,7 +159,9 @@ func (p *Provider) commit(ctx context.Context, id, name string, labels map[strin
 		changes = append(changes, "LABEL "+label+"="+strconv.Quote(value))
 	}
 	slices.Sort(changes)
-	_, err := p.engine.ContainerCommit(context.WithoutCancel(ctx), id, container.CommitOptions{
+	steady, cancel := context.WithTimeout(context.WithoutCancel(ctx), engineTimeout)
+	defer cancel()
+	_, err := p.engine.ContainerCommit(steady, id, container.CommitOptions{
 		Reference: name, Comment: comment, Changes: changes,
 	})
 	return errors.Join(err, ctx.Err())
@@ -292,7 +294,9 @@ func (p *Provider) restore(ctx context.Context, c container.InspectResponse, roo
 		return errors.Join(err, p.engine.ContainerRename(steady, c.ID, name))
 	}
 	// The copy's containers hold on to the image of the one that goes.
-	if err := errors.Join(work.end(ctx), p.settle(steady, c)); err != nil {
+	after, done := context.WithTimeout(context.WithoutCancel(ctx), engineTimeout)
+	defer done()
+	if err := errors.Join(work.end(ctx), p.settle(after, c)); err != nil {
 		// The new instance is whole and in its place; a later call removes the rest.
 		p.options.Logger.Warn("remove what a restore replaced", "workspace", workspace, "error", err)
 	}
