@@ -186,3 +186,16 @@ func TestOverlayWithoutShift(t *testing.T) {
 		t.Errorf("without a base: %v", err)
 	}
 }
+
+func TestIdmapped(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if err := Idmapped(filepath.Join(dir, "not", "made", "yet"), shift, count); err != nil {
+		t.Error(err)
+	}
+	if err := Idmapped("/proc", shift, count); err == nil {
+		t.Error("/proc shows its files under other ids")
+	}
+}
