@@ -41,6 +41,9 @@ type bed struct {
 	image  string
 	engine *docker.Client
 	host   string // the engine's address
+	// kinds are the providers that are measured, kernel what qemu boots.
+	kinds  []string
+	kernel string
 
 	nodes map[string]*machine
 	// ours delays the server's way to the node far, theirs the peers' to near.
@@ -52,6 +55,8 @@ type bed struct {
 
 	roads *roads
 	peers *peers
+	bare  *bareMachine
+	lxc   *rawLXC
 }
 
 // machine is what a node is made of.
@@ -77,7 +82,7 @@ func newBed(ctx context.Context, program string) (*bed, error) {
 	}
 	b := &bed{program: program, home: home, state: filepath.Join(home, "s"), nodes: map[string]*machine{}}
 	b.env = with(os.Environ(), "HOME="+home, "VENDETTA_STATE_DIR="+b.state, "SSH_AUTH_SOCK=", "DOCKER_HOST=")
-	for _, step := range []func(context.Context) error{b.startEngine, b.startNodes, b.startServer, b.addNodes, b.startPeers, b.startRoads} {
+	for _, step := range []func(context.Context) error{b.startEngine, b.startNodes, b.startServer, b.addNodes, b.startPeers, b.startRoads, b.startKinds} {
 		if err := step(ctx); err != nil {
 			return b, err
 		}
@@ -101,6 +106,12 @@ func with(env []string, set ...string) []string {
 func (b *bed) startEngine(ctx context.Context) (err error) {
 	if b.host, b.image, err = testbed.Engine(); err != nil {
 		return err
+	}
+	b.kinds = strings.Split(os.Getenv("VENDETTA_TEST_PROVIDERS"), ",")
+	if slices.Contains(b.kinds, qemu) {
+		if b.kernel, err = testbed.KernelFile(); err != nil {
+			return err
+		}
 	}
 	b.engine, err = docker.NewClientWithOpts(docker.WithHost(b.host), docker.WithAPIVersionNegotiation())
 	if err == nil {
@@ -132,7 +143,7 @@ func (b *bed) startNodes(ctx context.Context) error {
 		m.sshd, err = testbed.StartSSHD(ctx, testbed.SSHDOptions{
 			Dir: dir, AuthorizedKeys: []string{strings.TrimSpace(string(public))},
 			Environment: map[string]string{
-				"HOME": m.home, "VENDETTA_STATE_DIR": m.state, "PATH": os.Getenv("PATH"), "DOCKER_HOST": b.host,
+				"HOME": m.home, "VENDETTA_STATE_DIR": m.state, "PATH": os.Getenv("PATH"), "DOCKER_HOST": b.host, "VENDETTA_QEMU_KERNEL": b.kernel,
 				"VENDETTA_AUTHORIZED_KEYS": filepath.Join(dir, "authorized_keys"),
 			},
 		})
@@ -215,6 +226,9 @@ func (b *bed) close(ctx context.Context) error {
 	}
 	if b.peers != nil {
 		errs = append(errs, b.peers.close(ctx))
+	}
+	if b.lxc != nil {
+		errs = append(errs, b.lxc.close(ctx))
 	}
 	for _, p := range []*proxy{b.ours, b.theirs} {
 		if p != nil {

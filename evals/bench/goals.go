@@ -26,9 +26,6 @@ const (
 	mCreate    = "create"
 	mAPICreate = "docker api create"
 
-	mSpare       = "create from a spare"
-	mNativeSpare = "native create from a spare"
-
 	rMCP       = "mcp rate"
 	rServer    = "server rate"
 	rDockerAPI = "docker api rate"
@@ -93,7 +90,7 @@ func measure(ctx context.Context, b *bed, r *record) error {
 			return err
 		}
 	}
-	for _, part := range []func(context.Context, *record) error{b.measureCPU, b.measureRates, b.measureCreate, b.measureSpares} {
+	for _, part := range []func(context.Context, *record) error{b.measureCPU, b.measureRates, b.measureCreate, b.measureKinds, b.measureSpares} {
 		if err := part(ctx, r); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -13,7 +14,7 @@ import (
 )
 
 // patience bounds the rounds: when it is used up, the running round is the last.
-const patience = 4 * time.Minute
+const patience = 8 * time.Minute
 
 func main() {
 	program := flag.String("program", "bin/vendetta", "the vendetta program to measure, with its bundle beside it")
@@ -54,6 +55,12 @@ func run(ctx context.Context, program string, rounds int) (err error) {
 		}
 		done++
 		say("round %d of %d measured, %s", done, rounds, time.Since(began).Round(time.Second))
+	}
+	// Eight at once, and what takes whole machines, are measured a few times alone.
+	for range seldomRounds {
+		if err := errors.Join(b.measureTogether(ctx, r), b.measureFork(ctx, r)); err != nil {
+			return err
+		}
 	}
 	c, err := measureCeilings(ctx, b, r)
 	if err != nil {

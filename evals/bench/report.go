@@ -19,11 +19,15 @@ const (
 	limitRate      = 30.0
 	limitCreate    = 1.0
 	limitSpare     = 0.05
+	limitTogether  = 0.9
 	nameAPI        = "Docker's exec API on the node"
 	nameSSH        = "ssh (ControlMaster) docker exec"
 	nameDockerSSH  = "docker -H ssh:// exec"
 	wholeRoad      = "exec true, MCP to workspace"
 	commandsPerSec = "%.0f /s"
+	createsPerSec  = "%.1f /s"
+
+	limitLXCBesideDocker = 0.15
 )
 
 // report prints the facts, the table and what its lines mean.
@@ -52,7 +56,63 @@ func report(w io.Writer, facts []string, rounds int, r *record, ceilings []ceili
 func goalRows(r *record) []row {
 	rows := execRows(r)
 	rows = append(rows, farRows(r)...)
-	return append(rows, shareRows(r)...)
+	rows = append(rows, shareRows(r)...)
+	return append(rows, kindRows(r)...)
+}
+
+// peerNames say what a provider's create is held beside.
+var peerNames = map[string]string{
+	dockerKind: "Docker API create+start+exec",
+	lxc:        "go-lxc in the same configuration",
+	native:     "unshare of the same namespaces",
+	qemu:       "the same machine started by hand",
+}
+
+// limits of goal 7 by provider, and what each costs beside Docker.
+var createLimits = map[string]float64{lxc: 1.5, native: 3, qemu: 1.3}
+
+func kindRows(r *record) []row {
+	engine := r.samples[mAPICreate]
+	var rows []row
+	for _, kind := range []string{dockerKind, lxc, native, qemu} {
+		spare := r.samples[fromSpare(kind)]
+		if len(spare) == 0 {
+			continue
+		}
+		what := kind + " workspace from a spare, create to first output"
+		rows = append(rows, atMost(row{goal: "6", what: what, ours: both(spare), peer: peerNames[dockerKind], theirs: both(engine)},
+			spare.p50(), engine.p50(), limitSpare))
+	}
+	for _, kind := range []string{lxc, native, qemu} {
+		ours, theirs := r.samples[created(kind)], r.samples[peerOf(kind)]
+		if len(ours) == 0 {
+			continue
+		}
+		what := kind + " workspace, create to first output"
+		rows = append(rows, atMost(row{goal: "7", what: what, ours: both(ours), peer: peerNames[kind], theirs: both(theirs)},
+			ours.p50(), theirs.p50(), createLimits[kind]))
+		limit := 0.0
+		if kind == lxc {
+			limit = limitLXCBesideDocker
+		}
+		rows = append(rows, atMost(row{goal: "7", what: what, ours: both(ours), peer: peerNames[dockerKind], theirs: both(engine)},
+			ours.p50(), engine.p50(), limit))
+	}
+	if fork := r.samples[forked(qemu)]; len(fork) > 0 {
+		rows = append(rows, row{goal: "7", what: "qemu, fork of a running machine to its first output", ours: both(fork)})
+	}
+	for _, kind := range []string{dockerKind, lxc, native, qemu} {
+		ours, theirs := r.rate(together(kind)), r.rate(peersRate(kind))
+		if ours <= 0 || theirs <= 0 {
+			continue
+		}
+		rows = append(rows, row{
+			goal: "8", what: fmt.Sprintf("%d %s workspaces at once, create to first output", atOnce, kind), ours: fmt.Sprintf(createsPerSec, ours),
+			peer: peerNames[kind], theirs: fmt.Sprintf(createsPerSec, theirs),
+			ratio: fmt.Sprintf("%.2fx", ours/theirs), want: fmt.Sprintf(">= %.1fx", limitTogether), met: yes(ours/theirs >= limitTogether),
+		})
+	}
+	return rows
 }
 
 func execRows(r *record) []row {
@@ -95,7 +155,6 @@ func shareRows(r *record) []row {
 	server, agent, cpu := r.samples[mServer], r.samples[mAgent], r.samples[mCPU]
 	share := server.p50() - agent.p50()
 	create, engine := r.samples[mCreate], r.samples[mAPICreate]
-	spare, native := r.samples[mSpare], r.samples[mNativeSpare]
 	return []row{
 		{goal: "3", what: "exec true, by the server's API", ours: both(server), peer: "the node agent's, over SSH too", theirs: both(agent)},
 		within(row{goal: "3", what: "the server's share: the difference", ours: milliseconds(share)}, share, limitShare),
@@ -105,10 +164,6 @@ func shareRows(r *record) []row {
 		rateRow(r, fmt.Sprintf("%d commands in flight, by one MCP client", inParallel), rMCP, false),
 		atMost(row{goal: "5", what: "Docker workspace, create to first output", ours: both(create), peer: "Docker API create+start+exec", theirs: both(engine)},
 			create.p50(), engine.p50(), limitCreate),
-		atMost(row{goal: "6", what: "the same, from a spare", ours: both(spare), peer: "Docker API create+start+exec", theirs: both(engine)},
-			spare.p50(), engine.p50(), limitSpare),
-		atMost(row{goal: "6", what: "native workspace, from a spare, create to first output", ours: both(native), peer: "Docker API create+start+exec", theirs: both(engine)},
-			native.p50(), engine.p50(), 0),
 	}
 }
 
@@ -128,8 +183,8 @@ func rateRow(r *record, what, name string, counts bool) row {
 
 const legend = `
 p50 is the middle of all measured times, p99 the time that 99 of 100 stay below.
-RATIO is our p50 by the other's, so below 1 we are quicker; for goal 4 it is
-commands per second, so above 1 we are. Rows without a goal are there to compare.
+RATIO is our p50 by the other's, so below 1 we are quicker; for goals 4 and 8 it
+is a number per second, so above 1 we are. Rows without a goal are there to compare.
 
 1  An MCP client asks "vendetta mcp" over stdio to run the program true in a Docker
    workspace on a node reached by SSH, its durable record included. Beside it: Docker's own
@@ -143,4 +198,8 @@ commands per second, so above 1 we are. Rows without a goal are there to compare
 4  How many commands a second end when 32 are under way at any time.
 5  From the request for a new workspace until a first command has answered, beside a
    plain container of the same image by Docker's API.
-6  The same where the node has a spare (vendetta node spares) that the create takes.`
+6  The same where a spare was running, beside the same container.
+7  The same on the other providers, each beside what it is made of, without vendetta
+   and without a network between: go-lxc, unshare, QEMU with the same kernel, initramfs,
+   disks and devices.
+8  Eight at once: workspaces per second, beside what the provider can do without us.`

@@ -53,8 +53,10 @@ func goodRecord() *record {
 	for name, d := range map[string]time.Duration{
 		mMCP: 3000 * us, mServer: 2000 * us, mAgent: 1500 * us, mFork: 700 * us, mDockerAPI: 50000 * us,
 		mSSH: 80000 * us, mDockerSSH: 110000 * us, mCPU: 400 * us, mCreate: 300000 * us, mAPICreate: 310000 * us,
-		mSpare: 12000 * us, mNativeSpare: 11000 * us,
-		at(mMCP, 0): 3000 * us, at(mMCP, 10*time.Millisecond): 14000 * us, at(mMCP, 50*time.Millisecond): 62000 * us,
+		fromSpare(dockerKind): 12000 * us, fromSpare(lxc): 9000 * us, created(lxc): 30000 * us, peerOf(lxc): 25000 * us,
+		created(native): 20000 * us, peerOf(native): 8000 * us, created(qemu): 3100000 * us, peerOf(qemu): 3000000 * us,
+		forked(qemu): 900000 * us,
+		at(mMCP, 0):  3000 * us, at(mMCP, 10*time.Millisecond): 14000 * us, at(mMCP, 50*time.Millisecond): 62000 * us,
 		at(mSSH, 10*time.Millisecond): 100000 * us,
 	} {
 		r.add(name, d)

@@ -67,20 +67,39 @@ func (w *network) dockerNode(b *bed) *remote {
 	return b.newRemote(w.nodes, nodeAddress, map[string]string{"DOCKER_HOST": testbed.Docker(b.t)})
 }
 
-// An MCP client on the user's machine works in a Docker workspace on another
-// machine, over SSH, across three network namespaces.
+// providers are all that a workspace can be made with.
+var providers = []string{"docker", "lxc", "qemu", "native"}
+
+// An MCP client on the user's machine works in a workspace on another machine,
+// over SSH, across three network namespaces; the same on every provider.
 func TestWholeRoad(t *testing.T) {
-	testbed.Wants(t, "docker")
+	for _, provider := range providers {
+		t.Run(provider, func(t *testing.T) {
+			testbed.Wants(t, provider)
+			testWholeRoad(t, provider)
+		})
+	}
+}
+
+func testWholeRoad(t *testing.T, provider string) {
 	w := newNetwork(t)
 	b := newBed(t, w.user)
-	r := w.dockerNode(b)
+	env, store := map[string]string{}, "node"
+	switch provider {
+	case "docker":
+		env["DOCKER_HOST"], store = testbed.Docker(t), "docker"
+	case "qemu":
+		env["VENDETTA_QEMU_KERNEL"] = testbed.Kernel(t)
+	}
+	r := b.newRemote(w.nodes, nodeAddress, env)
 	b.refuse([]string{r.sshd.Fingerprint, "--host-key"}, "node", "add", "build1", r.sshd.User+"@"+nodeAddress, "--port", fmt.Sprint(r.sshd.Port))
 	b.add("build1", r)
+	b.run("image", "import", testbed.Archive(t), "--node", "build1", "--store", store, "--name", testbed.BaseImage)
 	s := b.mcp()
 	s.must([]string{"build1", "ready"}, "node_list", nil)
-	s.must([]string{"docker"}, "node_status", map[string]any{"name": "build1"})
+	s.must([]string{provider}, "node_status", map[string]any{"name": "build1"})
 	s.must([]string{"fix-login", "running"}, "workspace_create", map[string]any{
-		"name": "fix-login", "node": "build1", "provider": "docker", "image": testbed.Image(t),
+		"name": "fix-login", "node": "build1", "provider": provider, "image": testbed.BaseImage,
 	})
 	in := func(args map[string]any) map[string]any {
 		args["workspace"] = "fix-login"

@@ -69,14 +69,7 @@ func Layout(t testing.TB) string {
 func Archive(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image.tar")
-	image, err := OCI(t.Context())
-	if err == nil {
-		var tag name.Tag
-		if tag, err = name.NewTag(BaseImage); err == nil {
-			err = tarball.WriteToFile(path, tag, image)
-		}
-	}
-	if err != nil {
+	if err := ArchiveFile(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
 	return path
