@@ -671,3 +671,54 @@ func TestHoldEndsWithItsCall(t *testing.T) {
 	}
 	r.want("w1", "echo on", "on")
 }
+
+// A folder of snapshots that cannot be one is told by every call.
+func TestBadSnapshotsFolder(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	_, err := r.Create(ctx, spec("w1"))
+	must(t, err, os.Mkdir(filepath.Join(r.dir, "snapshots"), 0o700))
+	file := r.snapshotsDir("w1")
+	must(t, os.WriteFile(file, nil, 0o600))
+	for what, call := range map[string]func() error{
+		"snapshot": func() error { _, err := r.Snapshot(ctx, "w1", "s"); return err },
+		"list":     func() error { _, err := r.Snapshots(ctx, "w1"); return err },
+		"restore":  func() error { return r.Restore(ctx, "w1", "s") },
+		"remove":   func() error { return r.RemoveSnapshot(ctx, "w1", "s") },
+		"destroy":  func() error { return r.Destroy(ctx, "w1", true) },
+	} {
+		var own *providers.Error
+		if err := call(); what != "remove" && !errors.As(err, &own) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must(t, os.Remove(file))
+	_, err = r.Create(ctx, spec("w1"))
+	must(t, err)
+	if _, err := r.Snapshots(ctx, ".."); !errors.Is(err, providers.ErrInvalid) {
+		t.Error(err)
+	}
+	// A record that cannot be replaced: a restore then says that it is by half.
+	_, err = r.Snapshot(ctx, "w1", "s")
+	must(t, err)
+	block := filepath.Join(r.instanceDir("w1"), recordFile+".new")
+	must(t, os.Mkdir(block, 0o700))
+	if err := r.Restore(ctx, "w1", "s"); err == nil {
+		t.Error("restored without a record")
+	}
+	must(t, os.RemoveAll(block))
+	if s := r.state("w1"); s != providers.StateStopped {
+		t.Error(s)
+	}
+	must(t, os.WriteFile(filepath.Join(r.instanceDir("w1"), runFile), []byte("{"), 0o600))
+	if err := r.Restore(ctx, "w1", "s"); err == nil {
+		t.Error("restored beside an unreadable record")
+	}
+	if _, err := r.Snapshot(ctx, "w1", "t"); err == nil {
+		t.Error("kept beside an unreadable record")
+	}
+	if _, err := r.Resize(ctx, "w1", providers.Resources{PIDs: 9}); err == nil {
+		t.Error("resized beside an unreadable record")
+	}
+	must(t, os.Remove(filepath.Join(r.instanceDir("w1"), runFile)))
+}

@@ -100,7 +100,7 @@ func (p *Provider) Snapshot(ctx context.Context, ws, name string) (providers.Sna
 	k, err := p.take(ctx, ws, name, r)
 	if err != nil {
 		// What the last one would have been is gone, and with it the folder.
-		_ = os.Remove(p.snapshotsDir(ws))
+		_ = unix.Rmdir(p.snapshotsDir(ws))
 		return none, failed("snapshot", ws, err)
 	}
 	p.log.Info("kept a snapshot", "workspace", ws, "snapshot", name, "bytes", k.Bytes)
@@ -235,7 +235,7 @@ func (p *Provider) RemoveSnapshot(_ context.Context, ws, name string) error {
 	if err == nil && p.images != nil {
 		err = p.images.Release(p.snapshotHolder(ws, name))
 	}
-	_ = os.Remove(p.snapshotsDir(ws)) // when it was the last
+	_ = unix.Rmdir(p.snapshotsDir(ws)) // when it was the last
 	return failed("remove snapshot", ws, err)
 }
 

@@ -676,6 +676,45 @@ func TestCopyManyNames(t *testing.T) {
 	}
 }
 
+// What is in the way of a copy is never written over.
+func TestCopyOverNothing(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	must(t, os.Mkdir(from, 0o755), os.Mkdir(to, 0o755),
+		os.WriteFile(filepath.Join(from, "file"), nil, 0o600), os.Symlink("x", filepath.Join(from, "link")),
+		unix.Mkfifo(filepath.Join(from, "pipe"), 0o600), unix.Mknod(filepath.Join(from, "whiteout"), unix.S_IFCHR, 0))
+	target, err := unix.Open(to, folder, 0)
+	must(t, err)
+	defer func() { must(t, unix.Close(target)) }()
+	source, err := unix.Open(from, folder, 0)
+	must(t, err)
+	defer func() { must(t, unix.Close(source)) }()
+	c := &copier{ctx: t.Context()}
+	for _, name := range []string{"file", "link", "pipe", "whiteout"} {
+		must(t, os.WriteFile(filepath.Join(to, name), []byte("there"), 0o600))
+		fd, st, err := c.look(source, name)
+		must(t, err)
+		if err := c.leaf(fd, &st, target, name); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, unix.Close(fd))
+		if raw, err := os.ReadFile(filepath.Join(to, name)); err != nil || string(raw) != "there" {
+			t.Errorf("%s: %q, %v", name, raw, err)
+		}
+	}
+	if _, _, err := c.look(source, "absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	// A mode, an owner or times that cannot be set are told.
+	var st unix.Stat_t
+	if err := c.describe(source, &st, target, "absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := (&copier{root: true}).describe(source, &st, target, "absent"); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		t.Error(err)
+	}
+}
+
 func TestCopyRefusals(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
