@@ -27,7 +27,7 @@ func Attach(ctx context.Context) error {
 		return err
 	}
 	if !mounted {
-		m := mount{source: device, target: attachedVolume, kind: "ext4", flags: unix.MS_RELATIME, data: "noinit_itable"}
+		m := mount{source: device, target: attachedVolume, kind: "ext4", flags: unix.MS_RELATIME, data: "noinit_itable,discard"}
 		if err := m.mount(); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package boot
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -88,23 +89,47 @@ func (m machine) size(device string) (int64, error) {
 // resizeFilesystem is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
 const resizeFilesystem = 0x40086610
 
-// grow makes the ext4 that is mounted at dir as large as its disk. One that is
-// that large already is left alone by the kernel.
+// filesystem reads the number of blocks of an ext4, and their size in bytes; see
+// the kernel's Documentation/filesystems/ext4/super.rst.
+func filesystem(device string) (blocks, size uint64, err error) {
+	f, err := os.Open(device)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { _ = f.Close() }()
+	super := make([]byte, 1024)
+	if _, err := f.ReadAt(super, 1024); err != nil {
+		return 0, 0, err
+	}
+	if binary.LittleEndian.Uint16(super[0x38:]) != 0xef53 {
+		return 0, 0, fmt.Errorf("%s holds no ext4", device)
+	}
+	blocks = uint64(binary.LittleEndian.Uint32(super[4:]))
+	if binary.LittleEndian.Uint32(super[0x60:])&0x80 != 0 { // 64bit
+		blocks |= uint64(binary.LittleEndian.Uint32(super[0x150:])) << 32
+	}
+	return blocks, 1024 << (binary.LittleEndian.Uint32(super[0x18:]) & 15), nil
+}
+
+// grow makes the ext4 that is mounted at dir as large as its disk.
 func (m machine) grow(dir, device string) error {
 	bytes, err := m.size(device)
 	if err != nil {
 		return err
 	}
-	var stat unix.Statfs_t
-	if err := unix.Statfs(dir, &stat); err != nil {
+	has, block, err := filesystem(device)
+	if err != nil {
 		return err
+	}
+	blocks := uint64(bytes) / block
+	if has >= blocks {
+		return nil
 	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	blocks := uint64(bytes / stat.Bsize)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), resizeFilesystem, uintptr(unsafe.Pointer(&blocks))); errno != 0 { //nolint:gosec // the ioctl takes a pointer
 		return fmt.Errorf("grow the file system at %s to %d bytes: %w", dir, bytes, errno)
 	}

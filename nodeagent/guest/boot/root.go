@@ -119,7 +119,7 @@ func mountDisks(ctx context.Context) error {
 			return err
 		}
 		// Inode tables are left unwritten: zeroing them would fill the overlays.
-		m := mount{source: device, target: d.target, kind: "ext4", flags: unix.MS_RELATIME, data: "noinit_itable"}
+		m := mount{source: device, target: d.target, kind: "ext4", flags: unix.MS_RELATIME, data: "noinit_itable,discard"}
 		if err := m.mount(); err != nil {
 			return err
 		}
