@@ -5,6 +5,7 @@ package boot
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -120,28 +121,17 @@ func TestStart(t *testing.T) {
 		for _, d := range []string{fake.sys, fake.dev, dir} {
 			do(t, unix.Mount(d, filepath.Join(initramfs, d), "", unix.MS_BIND, ""))
 		}
-		do(t, os.WriteFile(filepath.Join(initramfs, "guest"), []byte("the guest"), 0o755))
-		do(t, os.Chdir(initramfs), unix.Chroot("."))
-		for _, m := range early {
-			do(t, m.mount())
-		}
-		if err := loadModules(modulesDir); err != nil {
-			t.Errorf("without modules: %v", err)
-		}
-		found, err := find(t.Context(), "the seed", func() (string, error) { return thisMachine.disk(serialSeed) })
+		self, err := os.Executable()
 		do(t, err)
-		c, err := readConfig(found)
+		at := filepath.Join(initramfs, self)
+		do(t, os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte("the guest"), 0o755))
+		do(t, os.MkdirAll(filepath.Join(initramfs, newRoot), 0o755))
+		do(t, os.Chdir(initramfs), unix.Chroot("."))
+		c, err := Start(t.Context())
 		do(t, err)
 		if c.Hostname != "box" || c.User != "dev" || !slices.Equal(c.Env, []string{"A=b", "=x"}) {
 			t.Errorf("config %+v", c)
 		}
-		do(t, mountDisks(t.Context()))
-		var stat unix.Statfs_t
-		do(t, unix.Statfs(newRoot, &stat))
-		if size := int64(stat.Blocks) * stat.Bsize; size < 20<<20 {
-			t.Errorf("the file system was not grown: %d bytes", size)
-		}
-		do(t, furnish("/guest"), enter(newRoot), name(c), setUpNetwork(c), environment(c))
 		if raw, err := os.ReadFile(program); err != nil || string(raw) != "the guest" {
 			t.Errorf("the guest's program is %q, %v", raw, err)
 		}
@@ -258,6 +248,43 @@ func TestWordsAreObeyed(t *testing.T) {
 	if !slices.Equal(did, []string{"1972", "off", "stop"}) {
 		t.Errorf("did %q", did)
 	}
+}
+
+func TestObey(t *testing.T) {
+	m, far := fakePort(t, ControlPort)
+	was := thisMachine
+	thisMachine = m
+	defer func() { thisMachine = was }()
+	log := slog.New(slog.DiscardHandler)
+	for what, obey := range map[string]func(ctx context.Context, stop func()){
+		"done":   func(ctx context.Context, stop func()) { Obey(ctx, stop, log) },
+		"failed": func(ctx context.Context, _ func()) { ObeyAttached(ctx, func(err error) { t.Error(err) }) },
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			obey(ctx, func() {})
+		}()
+		word := "stop"
+		if what == "failed" {
+			word = "dance" // the real words would be heard by the first process here
+		}
+		if _, err := far.WriteString(word + " 7\n"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 128)
+		n, err := far.Read(got)
+		if err != nil || !strings.HasPrefix(string(got[:n]), what+" 7") {
+			t.Errorf("%s: %q, %v", what, got[:n], err)
+		}
+		cancel()
+		<-ended
+	}
+	thisMachine = machine{sys: "/none"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	Obey(ctx, nil, log)
 }
 
 // fakePort is a terminal's end in place of a port's: it is read and written the
