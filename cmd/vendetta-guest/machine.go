@@ -55,11 +55,7 @@ func runAttached(ctx context.Context, log *slog.Logger) error {
 	}
 	obeying, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
-	go boot.ObeyAttached(obeying, func(err error) {
-		if err != nil {
-			log.Error("do what the provider says", "error", err)
-		}
-	})
+	go boot.ObeyAttached(obeying, log)
 	serve(ctx, g, boot.LinkDialer(), log)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -75,21 +76,11 @@ func isMounted(dir string) (bool, error) {
 const poweroff = unix.Signal(34 + 4)
 
 // ObeyAttached is Obey in a machine with an init system: that is asked to end it.
-func ObeyAttached(ctx context.Context, report func(error)) {
-	do := deeds{
-		stop:  func() { report(unix.Kill(1, poweroff)) },
-		off:   func() { unix.Sync(); report(unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)) },
-		clock: setClock,
-		grow: func() error {
-			device, err := find(ctx, "the disk "+serialVolume, func() (string, error) { return thisMachine.disk(serialVolume) })
-			if err != nil {
-				return err
-			}
-			return thisMachine.grow(ProjectDir, device)
-		},
+func ObeyAttached(ctx context.Context, log *slog.Logger) {
+	stop := func() {
+		if err := unix.Kill(1, poweroff); err != nil {
+			log.Error("ask the init system to power off", "error", err)
+		}
 	}
-	err := thisMachine.listen(ctx, do.obey)
-	if ctx.Err() == nil {
-		report(err)
-	}
+	follow(ctx, deeds{stop: stop, off: func() { Off(log) }, clock: setClock, grow: func() error { return thisMachine.growVolume(ctx) }}, log)
 }

@@ -156,7 +156,23 @@ func TestStart(t *testing.T) {
 		if got := unix.ByteSliceToString(uts.Nodename[:]); got != "box" {
 			t.Errorf("host name %q", got)
 		}
-		do(t, limit(0))
+		groupDir = StateDir
+		defer func() { groupDir = "/sys/fs/cgroup" }()
+		do(t, limit(40))
+		if raw, err := os.ReadFile(StateDir + "/workspace/pids.max"); err != nil || string(raw) != "40" {
+			t.Errorf("limit %q, %v", raw, err)
+		}
+		if err := limit(40); err == nil {
+			t.Error("a group was made twice")
+		}
+		off := 0
+		reboot = func(int) error { off++; return errors.New("not here") }
+		sync = func() {} // the node's disks are not meant
+		defer func() { reboot, sync = unix.Reboot, unix.Sync }()
+		Off(slog.New(slog.DiscardHandler))
+		if err := os.WriteFile(ProjectDir+"/late", nil, 0o644); off != 1 || !errors.Is(err, unix.EROFS) {
+			t.Errorf("switched off %d times, and then wrote: %v", off, err)
+		}
 		thisMachine = machine{sys: filepath.Join(StateDir, "sys"), dev: filepath.Join(StateDir, "dev")}
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -258,7 +274,7 @@ func TestObey(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	for what, obey := range map[string]func(ctx context.Context, stop func()){
 		"done":   func(ctx context.Context, stop func()) { Obey(ctx, stop, log) },
-		"failed": func(ctx context.Context, _ func()) { ObeyAttached(ctx, func(err error) { t.Error(err) }) },
+		"failed": func(ctx context.Context, _ func()) { ObeyAttached(ctx, log) },
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
@@ -376,6 +392,12 @@ func TestPortIsAStream(t *testing.T) {
 	}
 	if err := mountDisks(ended); err == nil {
 		t.Error("mounted a disk that is not there")
+	}
+}
+
+func TestAClockIsNotSetBefore1970(t *testing.T) {
+	if err := setClock(time.Unix(-1, 0)); err == nil {
+		t.Error("it was")
 	}
 }
 

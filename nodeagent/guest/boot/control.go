@@ -42,9 +42,11 @@ func eachLine(r io.Reader, heard func(string)) {
 // Obey does what the provider says on the control port until ctx ends; stop is
 // called when the machine is to end.
 func Obey(ctx context.Context, stop func(), log *slog.Logger) {
-	do := deeds{stop: stop, off: func() { Off(log) }, clock: setClock, grow: func() error { return thisMachine.growAll(ctx) }}
-	err := thisMachine.listen(ctx, do.obey)
-	if ctx.Err() == nil {
+	follow(ctx, deeds{stop: stop, off: func() { Off(log) }, clock: setClock, grow: func() error { return thisMachine.growAll(ctx) }}, log)
+}
+
+func follow(ctx context.Context, do deeds, log *slog.Logger) {
+	if err := thisMachine.listen(ctx, do.obey); ctx.Err() == nil {
 		log.Error("the control port is lost", "error", err)
 	}
 }

@@ -138,14 +138,17 @@ func (m machine) grow(dir, device string) error {
 
 // growAll grows the file systems of a machine that runs.
 func (m machine) growAll(ctx context.Context) error {
-	for _, d := range []struct{ serial, dir string }{{serialRoot, "/"}, {serialVolume, ProjectDir}} {
-		device, err := find(ctx, "the disk "+d.serial, func() (string, error) { return m.disk(d.serial) })
-		if err != nil {
-			return err
-		}
-		if err := m.grow(d.dir, device); err != nil {
-			return err
-		}
+	return errors.Join(m.growOne(ctx, serialRoot, "/"), m.growVolume(ctx))
+}
+
+func (m machine) growVolume(ctx context.Context) error {
+	return m.growOne(ctx, serialVolume, ProjectDir)
+}
+
+func (m machine) growOne(ctx context.Context, serial, dir string) error {
+	device, err := find(ctx, "the disk "+serial, func() (string, error) { return m.disk(serial) })
+	if err != nil {
+		return err
 	}
-	return nil
+	return m.grow(dir, device)
 }

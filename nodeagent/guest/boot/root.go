@@ -42,46 +42,35 @@ func Wanted() bool {
 
 // Start makes a machine of what the kernel left: it returns in the root file
 // system of the image, with disks, network and the environment in place.
-func Start(ctx context.Context) (Config, error) {
-	for _, m := range early {
-		if err := m.mount(); err != nil {
-			return Config{}, err
+func Start(ctx context.Context) (c Config, err error) {
+	var self, seed string
+	return c, steps(
+		func() error { return mountAll(early) },
+		func() error { self, err = os.Readlink("/proc/self/exe"); return err },
+		func() error { return loadModules(modulesDir) },
+		func() error {
+			seed, err = find(ctx, "the seed", func() (string, error) { return thisMachine.disk(serialSeed) })
+			return err
+		},
+		func() error { c, err = readConfig(seed); return err },
+		func() error { return mountDisks(ctx) },
+		func() error { return furnish(self) },
+		func() error { return enter(newRoot) },
+		func() error { return limit(c.PIDs) },
+		func() error { return name(c) },
+		func() error { return setUpNetwork(c) },
+		func() error { return environment(c) },
+	)
+}
+
+// steps are taken up to the first that fails.
+func steps(all ...func() error) error {
+	for _, step := range all {
+		if err := step(); err != nil {
+			return err
 		}
 	}
-	self, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return Config{}, err
-	}
-	if err := loadModules(modulesDir); err != nil {
-		return Config{}, err
-	}
-	seed, err := find(ctx, "the seed", func() (string, error) { return thisMachine.disk(serialSeed) })
-	if err != nil {
-		return Config{}, err
-	}
-	c, err := readConfig(seed)
-	if err != nil {
-		return c, err
-	}
-	if err := mountDisks(ctx); err != nil {
-		return c, err
-	}
-	if err := furnish(self); err != nil {
-		return c, err
-	}
-	if err := enter(newRoot); err != nil {
-		return c, err
-	}
-	if err := limit(c.PIDs); err != nil {
-		return c, err
-	}
-	if err := name(c); err != nil {
-		return c, err
-	}
-	if err := setUpNetwork(c); err != nil {
-		return c, err
-	}
-	return c, environment(c)
+	return nil
 }
 
 type mount struct {
@@ -100,7 +89,16 @@ func (m mount) mount() error {
 	return nil
 }
 
-// hidden flags of what holds no programs.
+func mountAll(all []mount) error {
+	for _, m := range all {
+		if err := m.mount(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plain flags, of what holds no programs.
 const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // early mounts are moved into the root file system later.
@@ -133,110 +131,82 @@ func mountDisks(ctx context.Context) error {
 // furnish mounts into the new root what every workspace has.
 func furnish(self string) error {
 	at := func(path string) string { return filepath.Join(newRoot, path) }
-	for _, dir := range []string{"workspace", "state"} {
-		if err := os.MkdirAll(filepath.Join(volumeRoot, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	if err := os.MkdirAll(at("/tmp"), 0o777); err != nil {
-		return err
-	}
-	if err := os.Chmod(at("/tmp"), 0o777|os.ModeSticky); err != nil {
-		return err
-	}
-	moved := []mount{}
+	var all []mount
 	for _, m := range early {
-		moved = append(moved, mount{source: m.target, target: at(m.target), flags: unix.MS_MOVE})
+		all = append(all, mount{source: m.target, target: at(m.target), flags: unix.MS_MOVE})
 	}
-	for _, m := range append(moved,
+	all = append(all,
 		mount{source: "run", target: at("/run"), kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755"},
 		mount{source: "devpts", target: at("/dev/pts"), kind: "devpts", flags: unix.MS_NOSUID | unix.MS_NOEXEC, data: "mode=0620,gid=5,ptmxmode=0666"},
 		mount{source: "shm", target: at("/dev/shm"), kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=1777"},
 		mount{source: "cgroup2", target: at("/sys/fs/cgroup"), kind: "cgroup2", flags: plain},
 		mount{source: filepath.Join(volumeRoot, "workspace"), target: at(ProjectDir), flags: unix.MS_BIND},
 		mount{source: "vendetta", target: at(ownDir), kind: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755,size=1m"},
-	) {
-		if err := m.mount(); err != nil {
-			return err
-		}
-	}
-	for link, target := range map[string]string{
-		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
-	} {
-		if err := os.Symlink(target, at(link)); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
-		}
-	}
-	return own(at, self)
+		mount{source: filepath.Join(volumeRoot, "state"), target: at(StateDir), flags: unix.MS_BIND},
+	)
+	return steps(
+		func() error { return os.MkdirAll(filepath.Join(volumeRoot, "workspace"), 0o755) },
+		func() error { return os.MkdirAll(filepath.Join(volumeRoot, "state"), 0o755) },
+		func() error { return os.MkdirAll(at("/tmp"), 0o777) },
+		func() error { return os.Chmod(at("/tmp"), 0o777|os.ModeSticky) },
+		func() error { return mountAll(all) },
+		func() error { return link(at) },
+		func() error { return os.MkdirAll(at(ownDir+"/link"), 0o755) },
+		func() error { return os.MkdirAll(at(filepath.Dir(program)), 0o755) },
+		func() error { return os.WriteFile(at(program), nil, 0o755) },
+		func() error { return unix.Mount(self, at(program), "", unix.MS_BIND, "") },
+		func() error { return seal(at(program)) },
+		func() error { return seal(at(ownDir)) },
+	)
 }
 
-// own fills the folder that is the same in every workspace, and seals it.
-func own(at func(string) string, self string) error {
-	if err := os.MkdirAll(at(filepath.Dir(program)), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(at(program), nil, 0o755); err != nil {
-		return err
-	}
-	for _, m := range []mount{
-		{source: filepath.Join(volumeRoot, "state"), target: at(StateDir), flags: unix.MS_BIND},
-		{source: "", target: at(ownDir + "/link")},
+// link makes the names that programs know the open files of theirs by.
+func link(at func(string) string) error {
+	for name, target := range map[string]string{
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
 	} {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
+		if err := os.Symlink(target, at(name)); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
-		}
-		if m.source != "" {
-			if err := m.mount(); err != nil {
-				return err
-			}
-		}
-	}
-	if err := unix.Mount(self, at(program), "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount %s: %w", program, err)
-	}
-	for _, sealed := range []string{program, ownDir} {
-		if err := unix.Mount("", at(sealed), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
-			return fmt.Errorf("seal %s: %w", sealed, err)
 		}
 	}
 	return nil
 }
 
-// enter makes dir the root of this process and of all that it starts.
-func enter(dir string) error {
-	if err := os.Chdir(dir); err != nil {
-		return err
-	}
-	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
-		return fmt.Errorf("move to the new root: %w", err)
-	}
-	if err := unix.Chroot("."); err != nil {
-		return fmt.Errorf("enter the new root: %w", err)
-	}
-	return os.Chdir("/")
+// seal makes a mount read-only.
+func seal(path string) error {
+	return unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")
 }
 
-// group is the control group of everything in the workspace.
-const group = "/sys/fs/cgroup/workspace"
+// enter makes dir the root of this process and of all that it starts.
+func enter(dir string) error {
+	return steps(
+		func() error { return os.Chdir(dir) },
+		func() error { return unix.Mount(".", "/", "", unix.MS_MOVE, "") },
+		func() error { return unix.Chroot(".") },
+		func() error { return os.Chdir("/") },
+	)
+}
 
-// limit bounds the processes of the workspace.
+// groupDir is where control groups are mounted; tests have their own.
+var groupDir = "/sys/fs/cgroup"
+
+// limit bounds the processes of the workspace, this one included.
 func limit(pids int64) error {
 	if pids <= 0 {
 		return nil
 	}
-	for _, step := range []struct{ file, value string }{
-		{"/sys/fs/cgroup/cgroup.subtree_control", "+pids"},
-		{group, ""},
-		{group + "/pids.max", strconv.FormatInt(pids, 10)},
-		{group + "/cgroup.procs", "1"},
-	} {
-		err := os.WriteFile(step.file, []byte(step.value), 0o644)
-		if step.file == group {
-			err = os.Mkdir(group, 0o755)
-		}
-		if err != nil {
-			return fmt.Errorf("limit the number of processes: %w", err)
-		}
+	group := filepath.Join(groupDir, "workspace")
+	write := func(path, value string) func() error {
+		return func() error { return os.WriteFile(path, []byte(value), 0o644) }
+	}
+	err := steps(
+		write(filepath.Join(groupDir, "cgroup.subtree_control"), "+pids"),
+		func() error { return os.Mkdir(group, 0o755) },
+		write(filepath.Join(group, "pids.max"), strconv.FormatInt(pids, 10)),
+		write(filepath.Join(group, "cgroup.procs"), strconv.Itoa(os.Getpid())),
+	)
+	if err != nil {
+		return fmt.Errorf("limit the number of processes: %w", err)
 	}
 	return nil
 }
