@@ -33,6 +33,7 @@ need gcc gcc
 need qemu-system-x86_64 qemu-system-x86
 need qemu-img qemu-utils
 need mkfs.ext4 e2fsprogs
+need debootstrap debootstrap
 [ -e /bin/busybox ] || missing+=(busybox-static)
 need lxc-start lxc
 need newuidmap uidmap
@@ -93,10 +94,11 @@ if [ -z "${VENDETTA_TEST_PROVIDERS+set}" ]; then
   else
     say "no root, or no headers of liblxc: the tests of LXC are left out"
   fi
-  if [ "$(uname -m)" = x86_64 ] && command -v qemu-system-x86_64 >/dev/null && command -v apt-get >/dev/null; then
+  if [ "$(id -u)" = 0 ] && [ "$(uname -m)" = x86_64 ] && command -v qemu-system-x86_64 >/dev/null &&
+    command -v debootstrap >/dev/null && command -v apt-get >/dev/null; then
     VENDETTA_TEST_PROVIDERS=$VENDETTA_TEST_PROVIDERS,qemu
   else
-    say "no QEMU, or no apt-get to fetch a kernel with: the tests of virtual machines are left out"
+    say "no root, QEMU or debootstrap, or no apt-get to fetch a kernel with: the tests of virtual machines are left out"
   fi
 fi
 export VENDETTA_TEST_PROVIDERS

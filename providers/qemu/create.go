@@ -283,7 +283,7 @@ func growDisk(ctx context.Context, path string, size int64) error {
 	if err != nil || info.Size >= size {
 		return err
 	}
-	return tool(ctx, "qemu-img", "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10))
+	return qemuImg(ctx, "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10))
 }
 
 // claimVolume makes the folder of a volume, with a user id that no other has.

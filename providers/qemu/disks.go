@@ -27,12 +27,13 @@ import (
 // leastDisk is the smallest disk: the volume's template has to fit.
 const leastDisk = 128 << 20
 
-// tool runs one of the programs that make disks.
-func tool(ctx context.Context, name string, args ...string) error {
-	return toolIn(ctx, nil, name, args...)
+// qemuImg makes and changes disks.
+func qemuImg(ctx context.Context, args ...string) error {
+	return tool(ctx, nil, "qemu-img", args...)
 }
 
-func toolIn(ctx context.Context, attr *syscall.SysProcAttr, name string, args ...string) error {
+// tool runs one of the programs that make disks.
+func tool(ctx context.Context, attr *syscall.SysProcAttr, name string, args ...string) error {
 	path, err := lookProgram(name)
 	if err != nil {
 		return err
@@ -74,7 +75,7 @@ func formatExt4(ctx context.Context, path string, size int64, attr *syscall.SysP
 		"-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-J", "size=16",
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard",
 	}, args...)
-	return toolIn(ctx, attr, "mkfs.ext4", append(argv, path)...)
+	return tool(ctx, attr, "mkfs.ext4", append(argv, path)...)
 }
 
 // baseDisk returns the disk of a container image, made once.
@@ -131,10 +132,10 @@ func (p *Provider) volumeTemplate(ctx context.Context, size int64) (string, erro
 		if err := formatExt4(ctx, raw, leastDisk-32<<20, nil); err != nil {
 			return err
 		}
-		if err := tool(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path); err != nil {
+		if err := qemuImg(ctx, "convert", "-f", "raw", "-O", "qcow2", raw, path); err != nil {
 			return err
 		}
-		return tool(ctx, "qemu-img", "resize", "-q", path, strconv.FormatInt(size, 10))
+		return qemuImg(ctx, "resize", "-q", path, strconv.FormatInt(size, 10))
 	})
 }
 
@@ -142,7 +143,7 @@ func (p *Provider) volumeTemplate(ctx context.Context, size int64) (string, erro
 // is below it is said at each start; its header names no file.
 func (p *Provider) overlayTemplate(ctx context.Context, format string, size int64) (string, error) {
 	return p.cached(ctx, fmt.Sprintf("overlay-%s-%d.qcow2", format, size), "overlay-*.qcow2", 8, func(ctx context.Context, path string) error {
-		return tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", format, path, strconv.FormatInt(size, 10))
+		return qemuImg(ctx, "create", "-q", "-f", "qcow2", "-u", "-b", "base", "-F", format, path, strconv.FormatInt(size, 10))
 	})
 }
 

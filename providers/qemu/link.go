@@ -22,7 +22,7 @@ import (
 // Connect dials the port on which the guest serves. Bytes wait there until the
 // guest has opened it.
 func (p *Provider) Connect(ctx context.Context, ws string) (net.Conn, error) {
-	if _, _, err := p.running("connect", ws); err != nil {
+	if _, err := p.running("connect", ws); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {

@@ -123,7 +123,7 @@ func TestFailed(t *testing.T) {
 		t.Error("success became an error")
 	}
 	own := notFound("do", "abc")
-	if failed("other", "abc", own) != own {
+	if got := failed("other", "abc", own); got.Error() != own.Error() {
 		t.Error("an error of ours was changed")
 	}
 }

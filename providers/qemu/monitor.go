@@ -154,7 +154,7 @@ func (p *Provider) await(ctx context.Context, ws string, ok func(status string) 
 // died between starting it and writing that down.
 func (p *Provider) dismiss(ctx context.Context, ws string) error {
 	if _, err := os.Lstat(filepath.Join(p.instanceDir(ws), monitorSocket)); err != nil {
-		return nil //nolint:nilerr // never started
+		return nil // never started
 	}
 	ctx, cancel := context.WithTimeout(ctx, monitorPatience)
 	defer cancel()

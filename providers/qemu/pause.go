@@ -35,7 +35,7 @@ func (p *Provider) Resume(ctx context.Context, ws string) error {
 
 // up returns the state of a machine that runs or is paused.
 func (p *Provider) up(ctx context.Context, op, ws string) (providers.State, error) {
-	if _, _, err := p.running(op, ws); err != nil {
+	if _, err := p.running(op, ws); err != nil {
 		return "", err
 	}
 	state, err := p.state(ctx, ws)

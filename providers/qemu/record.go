@@ -131,17 +131,16 @@ func (p *Provider) ready(op, ws string) (record, error) {
 }
 
 // running loads the run of an instance whose QEMU lives.
-func (p *Provider) running(op, ws string) (record, run, error) {
-	r, err := p.ready(op, ws)
-	if err != nil {
-		return r, run{}, err
+func (p *Provider) running(op, ws string) (run, error) {
+	if _, err := p.ready(op, ws); err != nil {
+		return run{}, err
 	}
 	last, err := p.run(ws)
 	if err != nil {
-		return r, last, failed(op, ws, err)
+		return last, failed(op, ws, err)
 	}
 	if !last.Alive() {
-		return r, last, notRunning(op, ws)
+		return last, notRunning(op, ws)
 	}
-	return r, last, nil
+	return last, nil
 }

@@ -175,7 +175,7 @@ func (p *Provider) cont(ctx context.Context, ws string) error {
 
 // saveMemory has QEMU write the memory of a halted machine into a new disk.
 func (p *Provider) saveMemory(ctx context.Context, ws, path string) (err error) {
-	if err := tool(ctx, "qemu-img", "create", "-q", "-f", "qcow2", path, "64K"); err != nil {
+	if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", path, "64K"); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

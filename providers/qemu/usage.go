@@ -20,7 +20,7 @@ const ticksPerSecond = 100
 
 // Usage is what the QEMU process uses: the machine's own and what it costs to run.
 func (p *Provider) Usage(_ context.Context, ws string) (providers.Usage, error) {
-	_, last, err := p.running("measure", ws)
+	last, err := p.running("measure", ws)
 	if err != nil {
 		return providers.Usage{}, err
 	}
