@@ -62,7 +62,7 @@ func newRawLXC(ctx context.Context, b *bed) (*rawLXC, error) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return l, err
 		}
-		cmd := exec.Command(program, "-dir", dir, "-lower", base.Root, "-name", fmt.Sprintf("raw%d", i), "-bridge", rawBridge, //nolint:noctx // ends with its input
+		cmd := exec.Command(program, "-dir", dir, "-lower", base.Root, "-name", fmt.Sprintf("raw%d", i), "-bridge", rawBridge,
 			"-address", fmt.Sprintf("%s.%d/24", rawNetwork, i+10), "-base", fmt.Sprint(rawBase+i*host.IDsPerInstance))
 		cmd.Stderr = os.Stderr
 		// Where liblxc finds newuidmap it asks /etc/subuid, though root needs nobody's leave.
@@ -80,7 +80,7 @@ func newRawLXC(ctx context.Context, b *bed) (*rawLXC, error) {
 		}
 		l.programs = append(l.programs, &rawProgram{cmd: cmd, in: in, answers: bufio.NewReader(out)})
 	}
-	return l, os.Chmod(b.home, 0o711) //nolint:gosec // the container's root has to get to its root
+	return l, os.Chmod(b.home, 0o711)
 }
 
 func (p *rawProgram) ask(what string) error {
