@@ -58,14 +58,22 @@ func (p *Provider) way() network.Way {
 	return network.Way{Program: p.machine.iptables, Pool: p.subnet, Comment: ruleComment}
 }
 
-// join makes the link of a private network and notes it in r. What it tells is the
-// text of resolv.conf.
-func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, r *run) (string, error) {
+// joint is what a container's joining of a network made.
+type joint struct {
+	// resolver is the text of resolv.conf.
+	resolver string
+	// rules: there have to be some; fresh, when the bridge was made just now.
+	rules, fresh bool
+}
+
+// join makes the link of a private network and notes it in r.
+func (p *Provider) join(ws string, kind providers.Network, r *run) (joint, error) {
+	none := joint{}
 	if kind == providers.NetworkNone {
-		return "# no name server: this workspace has no network\n", nil
+		return joint{resolver: "# no name server: this workspace has no network\n"}, nil
 	}
 	if p.bridge == "" && p.machine.iptables == "" {
-		return "", &providers.Error{
+		return none, &providers.Error{
 			Kind:    providers.ErrUnusable,
 			Message: fmt.Sprintf("start lxc workspace %s: a private network needs iptables, which is not installed", ws),
 			Next:    "install it on the node: sudo apt-get install iptables; or create the workspace with --network none",
@@ -73,84 +81,100 @@ func (p *Provider) join(ctx context.Context, ws string, kind providers.Network, 
 	}
 	release, err := host.Lock(networkLock)
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	defer release()
 	nl, err := network.Dial()
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	defer nl.Close()
 	veth := vethName(ws)
 	// The dying namespace of a container that was killed may still hold the name.
 	if err := nl.Remove(veth); err != nil {
-		return "", err
+		return none, err
 	}
-	if err := p.raise(ctx, nl); err != nil {
-		return "", err
+	fresh, err := p.raise(nl)
+	if err != nil {
+		return none, err
 	}
 	links, err := network.Links()
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	near, err := p.neighbours()
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	address, err := near.free(ws, links)
 	if err != nil {
-		return "", err
+		return none, err
 	}
 	r.Veth, r.Address, r.Gateway = veth, netip.PrefixFrom(address, near.bits).String(), near.gateway.String()
 	if err := nl.Port(veth, peerName(veth), p.bridgeName(), alias(address)); err != nil {
-		return "", err
+		return none, err
 	}
-	return network.Resolver(network.ResolvConf, network.Upstreams), nil
+	return joint{network.Resolver(network.ResolvConf, network.Upstreams), p.bridge == "", fresh}, nil
 }
 
-// raise makes the provider's own bridge where it is missing, and looks after the
-// rules. The caller holds the lock.
-func (p *Provider) raise(ctx context.Context, nl *network.Netlink) error {
+// raise makes the provider's own bridge where it is missing, and says whether it
+// did. The caller holds the lock.
+func (p *Provider) raise(nl *network.Netlink) (fresh bool, err error) {
 	if p.bridge != "" {
-		return nil
+		return false, nil
 	}
-	made, err := nl.Bridge(ownBridge)
+	fresh, err = nl.Bridge(ownBridge)
+	if err != nil || !fresh {
+		return false, err
+	}
+	// Private networks are IPv4's alone.
+	quiet := filepath.Join(p.machine.sysctl, "net/ipv6/conf", ownBridge, "disable_ipv6")
+	err = os.WriteFile(quiet, []byte("1"), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err == nil {
+		err = nl.Address(ownBridge, netip.PrefixFrom(p.subnet.Addr().Next(), p.subnet.Bits()).String())
+	}
+	if err == nil {
+		err = nl.Up(ownBridge)
+	}
 	if err != nil {
-		return err
+		return false, errors.Join(err, nl.Remove(ownBridge))
 	}
-	if made {
-		gateway := p.subnet.Addr().Next()
-		// Private networks are IPv4's alone.
-		quiet := filepath.Join(p.machine.sysctl, "net/ipv6/conf", ownBridge, "disable_ipv6")
-		err := os.WriteFile(quiet, []byte("1"), 0)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		if err == nil {
-			err = nl.Address(ownBridge, netip.PrefixFrom(gateway, p.subnet.Bits()).String())
-		}
-		if err == nil {
-			err = nl.Up(ownBridge)
-		}
-		if err != nil {
-			return errors.Join(err, nl.Remove(ownBridge))
-		}
+	return true, nil
+}
+
+// lookAfter sees to the rules: when the bridge is new, and now and then. It takes
+// as long as a container's start, so it is done beside that; the link that is there
+// already keeps others from taking the rules away.
+func (p *Provider) lookAfter(ctx context.Context, j joint) error {
+	if !j.rules {
+		return nil
 	}
 	p.wayMu.Lock()
 	defer p.wayMu.Unlock()
-	if now := p.wayNow(); made || now.Sub(p.wayAt) > wayEvery {
-		switched, err := p.way().Open(ctx)
-		if err != nil {
-			if made {
-				err = errors.Join(err, nl.Remove(ownBridge))
-			}
-			return err
-		}
-		if switched {
-			p.log.Info("switched on IPv4 forwarding for private networks")
-		}
-		p.wayAt = now
+	now := p.wayNow()
+	if !j.fresh && now.Sub(p.wayAt) <= wayEvery {
+		return nil
 	}
+	release, err := host.Lock(networkLock)
+	if err != nil {
+		return err
+	}
+	defer release()
+	open := p.way().Open
+	if j.fresh {
+		open = p.way().Begin
+	}
+	switched, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	if switched {
+		p.log.Info("switched on IPv4 forwarding for private networks")
+	}
+	p.wayAt = now
 	return nil
 }
 

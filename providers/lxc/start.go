@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sourcegraph/conc/pool"
 	"golang.org/x/sys/unix"
 
 	"github.com/vendetta-dev/vendetta/providers"
@@ -87,11 +88,11 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 		after := context.WithoutCancel(ctx)
 		return errors.Join(err, p.release(after, ws, current))
 	}
+	var network joint
 	if current.Monitor, err = host.Identify(a.cmd.Process.Pid); err == nil {
 		current.Namespace = mountNamespace(a.cmd.Process.Pid)
-		var resolver string
-		if resolver, err = p.join(ctx, ws, r.Network, &current); err == nil {
-			err = root{fd: int(trees[0].Fd()), v: v}.furnish(etc(r, current.Address, resolver))
+		if network, err = p.join(ws, r.Network, &current); err == nil {
+			err = root{fd: int(trees[0].Fd()), v: v}.furnish(etc(r, current.Address, network.resolver))
 		}
 		if err == nil {
 			err = p.writeConfig(ws, r, v, current)
@@ -104,11 +105,16 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record) (err error) {
 		a.kill()
 		return undo(err)
 	}
+	rules := pool.New().WithErrors()
+	rules.Go(func() error { return p.lookAfter(ctx, network) })
 	err = p.start(ctx, ws, a, helper.Request{
 		Verb: helper.Start, Path: lxcPath, Name: instanceName(ws), Config: p.configPath(ws),
 		Stage: helper.StageOf(p.dir), Mounts: mounts, Keep: []string{p.dir}, Environment: variables(r),
 		Pingers: [2]uint32{v.IDBase, v.IDBase + host.IDsPerInstance - 1},
 	}, &current)
+	if unruled := rules.Wait(); err == nil {
+		err = unruled
+	}
 	if err != nil {
 		return undo(err)
 	}

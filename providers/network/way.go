@@ -54,20 +54,29 @@ func (w Way) rules() [][]string {
 // sets the chain's policy to DROP), and says whether it had to switch forwarding
 // on. The caller holds a lock against others who do.
 func (w Way) Open(ctx context.Context) (switched bool, err error) {
-	const forward = "/proc/sys/net/ipv4/ip_forward"
-	if now, err := os.ReadFile(forward); err != nil {
-		return false, err
-	} else if string(bytes.TrimSpace(now)) != "1" {
-		if err := os.WriteFile(forward, []byte("1"), 0); err != nil {
-			return false, err
-		}
-		switched = true
+	if w.restore(ctx, "-C") == nil { // all of them stand
+		return forward()
 	}
-	if w.restore(ctx, "-C") == nil {
-		return switched, nil // all of them stand
+	return w.Begin(ctx)
+}
+
+// Begin is Open where none of the rules stands. Those of a process that died in
+// the middle may, below the new ones: they say the same, and go with them.
+func (w Way) Begin(ctx context.Context) (switched bool, err error) {
+	if switched, err = forward(); err != nil {
+		return switched, err
 	}
-	// Those of a process that died in the middle may stand below; they say the same.
 	return switched, w.restore(ctx, "-I")
+}
+
+// forward switches IPv4 forwarding on, and says whether it was off.
+func forward() (switched bool, err error) {
+	const file = "/proc/sys/net/ipv4/ip_forward"
+	now, err := os.ReadFile(file)
+	if err != nil || string(bytes.TrimSpace(now)) == "1" {
+		return false, err
+	}
+	return true, os.WriteFile(file, []byte("1"), 0)
 }
 
 // Close removes the rules. The caller holds the lock.
