@@ -78,7 +78,7 @@ const poweroff = unix.Signal(34 + 4)
 // ObeyAttached is Obey in a machine with an init system: that is asked to end it.
 func ObeyAttached(ctx context.Context, log *slog.Logger) {
 	stop := func() {
-		if err := unix.Kill(1, poweroff); err != nil {
+		if err := kill(1, poweroff); err != nil {
 			log.Error("ask the init system to power off", "error", err)
 		}
 	}

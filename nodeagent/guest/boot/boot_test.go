@@ -52,12 +52,13 @@ func do(t *testing.T, errs ...error) {
 	}
 }
 
-// ext4 makes a disk image and returns a loop device of it.
-func ext4(t *testing.T, dir, name string) string {
+// ext4 makes a disk image and returns a loop device of it. With a size, in the
+// words of mkfs, the file system leaves the rest of the disk empty.
+func ext4(t *testing.T, dir, name string, size ...string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
 	do(t, os.WriteFile(path, nil, 0o600), os.Truncate(path, 32<<20))
-	if said, err := exec.Command("mkfs.ext4", "-q", "-F", path).CombinedOutput(); err != nil {
+	if said, err := exec.Command("mkfs.ext4", append([]string{"-q", "-F", path}, size...)...).CombinedOutput(); err != nil {
 		t.Errorf("mkfs.ext4: %v: %s", err, said)
 		runtime.Goexit()
 	}

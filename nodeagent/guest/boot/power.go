@@ -12,6 +12,7 @@ import (
 var (
 	sync   = unix.Sync
 	reboot = unix.Reboot
+	kill   = unix.Kill
 )
 
 // Off writes what is unwritten and switches the machine off.
