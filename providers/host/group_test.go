@@ -74,3 +74,9 @@ func TestMeasure(t *testing.T) {
 		t.Errorf("%+v", u)
 	}
 }
+
+func TestMemory(t *testing.T) {
+	if got := Memory(); got < 1<<20 {
+		t.Errorf("the machine has %d bytes", got)
+	}
+}

@@ -2,34 +2,17 @@
 
 package host
 
-import "testing"
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
 
-func TestIDPool(t *testing.T) {
-	for text, want := range map[string][2]uint32{
-		"":                              {defaultIDBase, 4096},
-		"dev:100000:65536\n":            {defaultIDBase, 4096},
-		"# no\nroot:200000:131072\n":    {200000, 2},
-		"0:300000:65536":                {300000, 1},
-		"root:100000:1000\n":            {defaultIDBase, 4096},
-		"root:x:65536\nroot:1:y\nroot:": {defaultIDBase, 4096},
-	} {
-		pool := idPool(text)
-		if pool.Base != want[0] || pool.Slots != want[1] {
-			t.Errorf("%q: %+v", text, pool)
-		}
-	}
-	for text, want := range map[string]bool{
-		"         0          0 4294967295\n":  true,
-		"0 1000 1\n1 100000 65536\n":          false,
-		"":                                    false,
-		"nonsense\n0 100000 65536\n":          false,
-		"0 0 100\n200000 200000 1000000000\n": false,
-	} {
-		if got := covers(text, defaultIDBase, defaultIDCount); got != want {
-			t.Errorf("%q: %v", text, got)
-		}
-	}
-}
+	"golang.org/x/sys/unix"
+)
 
 func TestParseStatus(t *testing.T) {
 	s, err := parseStatus([]byte("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20"))
@@ -40,5 +23,61 @@ func TestParseStatus(t *testing.T) {
 		if _, err := parseStatus([]byte(bad)); err == nil {
 			t.Errorf("%q was understood", bad)
 		}
+	}
+}
+
+func TestProcess(t *testing.T) {
+	self, err := Identify(os.Getpid())
+	if err != nil || !self.Alive() {
+		t.Fatalf("%+v, %v", self, err)
+	}
+	must(t, self.Signal(0))
+	if parent, err := Parent(self.PID); err != nil || parent != os.Getppid() {
+		t.Errorf("parent %d, %v", parent, err)
+	}
+	// Another process has its id by now: it is not signalled, and nobody waits.
+	other := self
+	other.Start++
+	if gone, err := other.Gone(t.Context(), 0); !gone || err != nil {
+		t.Errorf("gone %v, %v", gone, err)
+	}
+	must(t, other.Signal(unix.SIGKILL))
+	if gone, err := self.Gone(t.Context(), 0); gone || err != nil {
+		t.Errorf("gone %v, %v", gone, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if gone, err := self.Gone(ended, time.Minute); gone || !errors.Is(err, context.Canceled) {
+		t.Errorf("gone %v, %v", gone, err)
+	}
+	// Ids end below 1<<22.
+	absent := Process{PID: 1 << 30, BootID: BootID()}
+	must(t, absent.Signal(unix.SIGKILL))
+	if absent.Alive() {
+		t.Error("nobody is alive")
+	}
+	if _, err := Parent(absent.PID); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("parent of nobody: %v", err)
+	}
+	if err := self.Signal(1 << 20); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("a signal that is none: %v", err)
+	}
+}
+
+// A child that ended is reaped by whoever asks for it.
+func TestDeadChild(t *testing.T) {
+	cmd := exec.Command("sleep", "3600")
+	must(t, cmd.Start())
+	child, err := Identify(cmd.Process.Pid)
+	must(t, err)
+	if !child.Alive() {
+		t.Error("a child that sleeps is not alive")
+	}
+	must(t, child.Signal(unix.SIGKILL))
+	if gone, err := child.Gone(t.Context(), time.Minute); !gone || err != nil {
+		t.Errorf("gone %v, %v", gone, err)
+	}
+	if _, err := unix.Wait4(child.PID, nil, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
+		t.Errorf("not reaped: %v", err)
 	}
 }
