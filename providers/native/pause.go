@@ -92,6 +92,10 @@ func (p *Provider) hold(ctx context.Context, ws string) (letGo func() error, err
 	if err != nil {
 		return nil, err
 	}
+	// Else all that an earlier agent halted would count as halted by the user.
+	if err := p.mend(ws, &last); err != nil {
+		return nil, err
+	}
 	if last.Paused || !last.Alive() {
 		return func() error { return nil }, nil
 	}
