@@ -147,6 +147,9 @@ func (l *Listener) Connect(ctx context.Context) (net.Conn, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if ctx.Err() != nil { // with both at once, either is taken
+		return nil, context.Cause(ctx)
+	}
 	l.hangUp()
 	return l.accept(ctx)
 }

@@ -339,6 +339,9 @@ func TestListenFailures(t *testing.T) {
 func TestConnectAfterItsContextsEnd(t *testing.T) {
 	d := dir(t)
 	l := listen(t, d, link.Options{})
+	guest := dial(t, d)
+	agent := connect(t, l)
+	waiting := dial(t, d) // which could be had at once
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 20 { // whether it finds the listener free or its context ended first
@@ -346,6 +349,8 @@ func TestConnectAfterItsContextsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	joined(t, agent, guest)
+	joined(t, connect(t, l), waiting)
 }
 
 func TestFolderThatCannotBeChanged(t *testing.T) {
