@@ -16,10 +16,6 @@ import (
 func TestImagesContract(t *testing.T) {
 	testbed.Wants(t, "docker")
 	e, p := engine(t), real(t)
-	version, err := e.ServerVersion(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	providertest.RunImages(t, providertest.ImagesHarness{
 		New: func(t *testing.T) providers.Images {
 			store, err := docker.NewStore(docker.StoreOptions{Host: testbed.Docker(t)})
@@ -52,6 +48,5 @@ func TestImagesContract(t *testing.T) {
 			}
 		},
 		Shared: true,
-		Saved:  version.APIVersion < "1.44", // of engine 25, the first to take layouts
 	})
 }
