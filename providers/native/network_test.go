@@ -172,9 +172,13 @@ func TestPrivateNetwork(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return strings.Count(string(filter)+string(nat), ruleComment)
+		mangle, err := exec.Command(r.machine.iptables, "-t", "mangle", "-S", "FORWARD").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(filter)+string(nat)+string(mangle), ruleComment)
 	}
-	if n := count(); n != 5 {
+	if n := count(); n != 6 {
 		t.Errorf("%d rules", n)
 	}
 	veths := func() (n int) {
@@ -195,7 +199,7 @@ func TestPrivateNetwork(t *testing.T) {
 	if n := veths(); n != 1 {
 		t.Errorf("%d links", n)
 	}
-	if n := count(); n != 5 {
+	if n := count(); n != 6 {
 		t.Errorf("%d rules", n)
 	}
 	if err := r.Destroy(t.Context(), "w2", true); err != nil {

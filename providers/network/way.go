@@ -46,6 +46,9 @@ func (w Way) rules() [][]string {
 		rule("filter", "FORWARD", "-d", s, "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"),
 		// Nobody reaches in, whatever the machine's own rules would allow.
 		rule("filter", "FORWARD", "-d", s, "-j", "DROP"),
+		// Nor what another pool's rules would, which stand ahead of these where that
+		// pool was opened later: this chain comes before all of them.
+		rule("mangle", "FORWARD", "-d", s, "-m", "conntrack", "!", "--ctstate", "RELATED,ESTABLISHED", "-j", "DROP"),
 		rule("nat", "POSTROUTING", "-s", s, "!", "-d", s, "-j", "MASQUERADE"),
 	}
 }
@@ -100,7 +103,7 @@ func (w Way) Close(ctx context.Context) error {
 
 // left says whether there is still a rule of ours.
 func (w Way) left(ctx context.Context) (bool, error) {
-	for _, r := range [][]string{{"-t", "filter", "-S", "FORWARD"}, {"-t", "nat", "-S", "POSTROUTING"}} {
+	for _, r := range [][]string{{"-t", "filter", "-S", "FORWARD"}, {"-t", "mangle", "-S", "FORWARD"}, {"-t", "nat", "-S", "POSTROUTING"}} {
 		out, err := exec.CommandContext(ctx, w.Program, append([]string{"-w", "5"}, r...)...).Output()
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", filepath.Base(w.Program), err)
@@ -114,15 +117,18 @@ func (w Way) left(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
+func (w Way) restore(ctx context.Context, op string) error {
+	return restore(ctx, w.Program, op, w.rules())
+}
+
 // restore does one thing with all rules at once, all or nothing in each table:
 // starting a program for each of them would cost more than the rest of a start.
-func (w Way) restore(ctx context.Context, op string) error {
+func restore(ctx context.Context, program, op string, rules [][]string) error {
 	var text strings.Builder
-	rules := w.rules()
 	if op == "-I" {
 		slices.Reverse(rules) // inserting puts a rule first, so the last goes first
 	}
-	for _, table := range []string{"filter", "nat"} {
+	for _, table := range []string{"filter", "mangle", "nat"} {
 		text.WriteString("*" + table + "\n")
 		for _, r := range rules {
 			if r[0] == table {
@@ -131,7 +137,7 @@ func (w Way) restore(ctx context.Context, op string) error {
 		}
 		text.WriteString("COMMIT\n")
 	}
-	cmd := exec.CommandContext(ctx, w.Program+"-restore", "-w", "5", "--noflush")
+	cmd := exec.CommandContext(ctx, program+"-restore", "-w", "5", "--noflush")
 	cmd.Stdin = strings.NewReader(text.String())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
