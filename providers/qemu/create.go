@@ -4,9 +4,11 @@ package qemu
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -277,13 +279,37 @@ func (p *Provider) makeVolume(ctx context.Context, ws string, size int64, from s
 	return host.Write(filepath.Join(dir, volumeFile), v)
 }
 
-// growDisk makes a qcow2 of ours as large as size; one that is larger stays.
+// growDisk makes a qcow2 of ours as large as size; one that is larger stays. An
+// overlay's header names a base that is nowhere, and whoever broke out into a QEMU
+// may have written others into it: qemu-img opens none.
 func growDisk(ctx context.Context, path string, size int64) error {
-	info, err := inspectDisk(ctx, path, "qcow2")
-	if err != nil || info.Size >= size {
+	has, err := ownSize(path)
+	if err != nil || has >= size {
 		return err
 	}
-	return qemuImg(ctx, "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10))
+	alone := node(map[string]any{"driver": "qcow2", "backing": nil, "file": map[string]any{"driver": "file", "filename": path}})
+	return tool(ctx, nil, "qemu-img", "resize", "-q", "json:"+alone, strconv.FormatInt(size, 10))
+}
+
+// ownSize reads the size out of the header of a qcow2 of ours; see
+// docs/interop/qcow2.txt of QEMU.
+func ownSize(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }()
+	head := make([]byte, 80)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return 0, err
+	}
+	size := binary.BigEndian.Uint64(head[24:])
+	const externalData = 1 << 2
+	if string(head[:4]) != "QFI\xfb" || binary.BigEndian.Uint32(head[4:]) != 3 || size > math.MaxInt64/2 ||
+		binary.BigEndian.Uint64(head[72:])&externalData != 0 {
+		return 0, fmt.Errorf("%s is not the disk that was made", filepath.Base(path))
+	}
+	return int64(size), nil
 }
 
 // claimVolume makes the folder of a volume, with a user id that no other has.

@@ -157,6 +157,11 @@ func (p *Provider) end(ctx context.Context, ws string, last run) error {
 // last, so that a repeat goes on where this ended.
 func (p *Provider) release(ctx context.Context, ws string, last run) error {
 	p.hangUp(ws)
+	if last.Fence != 0 {
+		if err := p.fence(ws, last.Fence).Lower(ctx); err != nil {
+			return err
+		}
+	}
 	if err := host.RemoveGroups(ctx, last.Cgroups); err != nil {
 		return err
 	}

@@ -76,6 +76,10 @@ func (p *Provider) Probe(ctx context.Context) providers.Status {
 		return s
 	}
 	s.Usable, s.Reason = true, why
+	if p.root && p.iptables == "" {
+		s.Reason = strings.TrimPrefix(why+"; private networks need iptables, which is not installed", "; ")
+		s.Fix = "sudo apt-get install iptables"
+	}
 	s.Capabilities = []string{
 		providers.CapabilityFork, providers.CapabilityForkMemory, providers.CapabilityLimitDisk, providers.CapabilityPause,
 		providers.CapabilityResize, providers.CapabilitySnapshot, providers.CapabilitySnapshotMemory, CapabilityDisk,

@@ -18,6 +18,7 @@ import (
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
 	"github.com/vendetta-dev/vendetta/providers/image"
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // Name is how a user selects this provider.
@@ -75,6 +76,8 @@ type Provider struct {
 	dir    string
 	log    *slog.Logger
 	root   bool
+	// iptables of the machine, "" for none.
+	iptables string
 
 	probes prober
 
@@ -101,6 +104,9 @@ func New(opts Options) *Provider {
 		log:    opts.Logger.With("provider", Name),
 		root:   os.Geteuid() == 0,
 		links:  map[string]net.Conn{},
+	}
+	if p.root {
+		p.iptables = network.FindIPTables()
 	}
 	p.life, p.endLife = context.WithCancel(context.Background()) //nolint:forbidigo // ends with Close
 	return p

@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
@@ -69,7 +70,7 @@ func inside(t *testing.T, p *Provider, ws string, argv ...string) (output string
 		t.Fatalf("%v; the console: %s", err, p.Console(context.WithoutCancel(ctx), ws))
 	}
 	client := wire.Client(func(context.Context) (net.Conn, error) { return conn, nil })
-	stream, err := guestv1connect.NewProcessServiceClient(client, wire.BaseURL).Start(ctx, &guestv1.StartRequest{ProcessId: "one", Argv: argv})
+	stream, err := guestv1connect.NewProcessServiceClient(client, wire.BaseURL).Start(ctx, &guestv1.StartRequest{ProcessId: strings.ToLower(rand.Text()), Argv: argv})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,6 +48,8 @@ type run struct {
 	Started time.Time
 	// Cgroups are the folders that limit it.
 	Cgroups []string
+	// Fence is the user that is kept from the node's loopback, 0 for none.
+	Fence uint32
 	// Accel is how it runs, kvm or tcg.
 	Accel string
 	// Resources that this run began with.
@@ -61,7 +63,6 @@ const (
 	rootDisk    = "root.qcow2"
 	volumeDisk  = "volume.qcow2"
 	seedFile    = "seed.img"
-	logFile     = "qemu.log"
 	consoleFile = "console.txt"
 )
 

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/network"
 )
 
 // What QEMU takes beside the machine's memory.
@@ -82,7 +82,7 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record, from start) (
 	if err != nil {
 		return err
 	}
-	output, err := os.OpenFile(filepath.Join(p.instanceDir(ws), logFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	output, err := openOutput()
 	if err != nil {
 		return err
 	}
@@ -121,6 +121,12 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record, from start) (
 			return undo(err)
 		}
 	}
+	if p.root && r.Network == providers.NetworkPrivate {
+		current.Fence = v.UID
+		if err := p.raise(ctx, ws, v.UID); err != nil {
+			return undo(err)
+		}
+	}
 	if err := host.Write(filepath.Join(p.instanceDir(ws), runFile), current); err != nil {
 		return undo(err)
 	}
@@ -130,7 +136,7 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record, from start) (
 			return undo(ctx.Err())
 		}
 		return undo(&providers.Error{
-			Message: fmt.Sprintf("start qemu workspace %s: QEMU does not run: %s", ws, p.lastWords(ws)),
+			Message: fmt.Sprintf("start qemu workspace %s: QEMU does not run: %s", ws, lastWords(output)),
 			Next:    "vendetta node status, for what the provider needs",
 			Cause:   err,
 		})
@@ -138,6 +144,30 @@ func (p *Provider) spawn(ctx context.Context, ws string, r record, from start) (
 	p.log.Info("started virtual machine", "workspace", ws, "pid", pid, "acceleration", m.accel)
 	return nil
 }
+
+// fence keeps a machine from the node's loopback, which QEMU's user network would
+// show to it. The machine has not run an instruction of its user's by then.
+func (p *Provider) fence(ws string, uid uint32) network.Fence {
+	return network.Fence{Program: p.iptables, UID: uid, Comment: "vendetta-qemu-" + ws}
+}
+
+func (p *Provider) raise(ctx context.Context, ws string, uid uint32) error {
+	err := errNoIPTables
+	if p.iptables != "" {
+		err = p.fence(ws, uid).Raise(ctx)
+	}
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return &providers.Error{
+		Kind:    providers.ErrUnusable,
+		Message: fmt.Sprintf("start qemu workspace %s: it cannot be kept from the node's loopback: %v", ws, err),
+		Next:    "install iptables on the node: sudo apt-get install iptables; or create the workspace with --network none",
+		Cause:   err,
+	}
+}
+
+var errNoIPTables = errors.New("iptables is not installed")
 
 func groupName(ws string) string { return "qemu-" + ws }
 
@@ -161,16 +191,33 @@ func (p *Provider) credential(uid uint32) *syscall.Credential {
 	return c
 }
 
-// lastWords is the end of what QEMU wrote.
-func (p *Provider) lastWords(ws string) string {
-	f, err := os.Open(filepath.Join(p.instanceDir(ws), logFile))
-	if err != nil {
-		return "it left no word"
+// openOutput makes what a QEMU writes into: a pipe of which it holds both ends, and
+// which takes nothing more when it is full. What goes wrong in a machine makes its
+// QEMU complain, as often as the machine likes; a file would fill the node's disk.
+func openOutput() (*os.File, error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	raw, err := io.ReadAll(io.LimitReader(f, 4096))
-	said := strings.TrimSpace(string(raw))
-	if err != nil || said == "" {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", ends[0]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err = errors.Join(err, unix.Close(ends[0]), unix.Close(ends[1])); err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "output")
+	// After that, or the file would count as one that is waited for, and be made to
+	// wait when it is handed over.
+	return f, unix.SetNonblock(fd, true)
+}
+
+// lastWords is the beginning of what QEMU wrote, where its reasons are.
+func lastWords(output *os.File) string {
+	raw := make([]byte, 4096)
+	n, err := unix.Read(int(output.Fd()), raw)
+	said := ""
+	if err == nil {
+		said = strings.TrimSpace(strings.ToValidUTF8(string(raw[:n]), "?"))
+	}
+	if said == "" {
 		return "it left no word"
 	}
 	return said
