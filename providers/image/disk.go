@@ -305,7 +305,7 @@ func (s *Store) request(ctx context.Context, r reference, known string) (diskSou
 	if known != "" {
 		request.Header.Set("If-None-Match", known)
 	}
-	client := &http.Client{Transport: s.wire(), CheckRedirect: func(to *http.Request, via []*http.Request) error {
+	client := &http.Client{Transport: s.wire(r.address.Host), CheckRedirect: func(to *http.Request, via []*http.Request) error {
 		if len(via) >= 10 {
 			return refuse("it is redirected too often")
 		}

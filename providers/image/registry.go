@@ -29,7 +29,7 @@ type registrySource struct {
 func (s *Store) registry(ref reference) (*registrySource, error) {
 	puller, err := remote.NewPuller(
 		remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithTransport(s.wire()),
+		remote.WithTransport(s.wire(ref.named.Context().RegistryStr())),
 		remote.WithUserAgent("vendetta"),
 		// Our transport does this, within ctx.
 		remote.WithRetryBackoff(remote.Backoff{Steps: 1}),
@@ -90,20 +90,25 @@ func (r *registrySource) whole(context.Context, string) (picture, bool, error) {
 func (r *registrySource) far() bool    { return true }
 func (r *registrySource) close() error { return nil }
 
-// wire is how this store talks to registries and web servers.
-func (s *Store) wire() http.RoundTripper {
+// wire is how this store talks to the registry or web server at host, which may
+// have a port, and to those that it is led to.
+func (s *Store) wire(host string) http.RoundTripper {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
 	inner := s.options.Transport
 	if inner == nil {
 		inner = http.DefaultTransport
 	}
-	return &wire{inner: inner, patience: s.patience, first: s.wait, manifest: s.limits.manifest}
+	return &wire{inner: inner, near: isLoopback(host), patience: s.patience, first: s.wait, manifest: s.limits.manifest}
 }
 
-// wire sends requests over https, or over plain http to loopback alone, asks
-// again, a few times and ever later, when a server says that it is busy, and ends
+// wire sends requests over https, or over plain http to loopback alone, where
+// nobody is led who asked for something elsewhere, asks again, a few times and ever later, when a server says that it is busy, and ends
 // an answer that stands still.
 type wire struct {
 	inner    http.RoundTripper
+	near     bool          // it was asked for something on this machine
 	patience time.Duration // with no byte
 	first    time.Duration // before asking again
 	manifest int64         // bytes of a manifest
@@ -117,6 +122,10 @@ const (
 func (w *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" && !isLoopback(r.URL.Hostname()) {
 		return nil, fmt.Errorf("%s %s: %w", r.Method, r.URL.Redacted(), errPlain)
+	}
+	if isLoopback(r.URL.Hostname()) && !w.near {
+		// A redirect, or where a registry wants one to log in.
+		return nil, refuse("it leads to the node itself: %s", r.URL.Host)
 	}
 	wait := w.first
 	for attempt := 1; ; attempt++ {
