@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // IDsPerInstance is the size of an instance's range of user and group ids under
@@ -78,17 +81,44 @@ func (p IDs) Of(id uint32) (base uint32, ok bool) {
 	return id - (id-p.Base)%IDsPerInstance, true
 }
 
-// Pick returns a range that is not used; false when there is none. It begins where
-// key hashes to, so that those who do not know of each other's ranges hardly ever
-// pick the same.
-func (p IDs) Pick(key string, used map[uint32]bool) (base uint32, ok bool) {
+// Taken are the ranges of those who own what lies at the paths that a pattern
+// finds; see filepath.Match.
+func (p IDs) Taken(pattern string) map[uint32]bool {
+	found, _ := filepath.Glob(pattern) // one that is malformed finds nothing
+	taken := map[uint32]bool{}
+	for _, path := range found {
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) != nil {
+			continue // gone meanwhile
+		}
+		if base, ok := p.Of(st.Uid); ok {
+			taken[base] = true
+		}
+	}
+	return taken
+}
+
+// Volumes is a pattern for what marks the ids of all volumes that providers of this
+// agent have beside the state folder dir: of other servers, and of other kinds.
+func Volumes(dir string) string {
+	return filepath.Join(filepath.Dir(filepath.Dir(dir)), "*", "*", "volumes", "*", "state")
+}
+
+// Pick returns a range that is not used; false when there is none. One that is taken
+// by others is picked only where there is no other. It begins where key hashes to,
+// so that those who do not know of each other's ranges hardly ever pick the same.
+func (p IDs) Pick(key string, used, taken map[uint32]bool) (base uint32, ok bool) {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(key)) // never fails
 	for i := range p.Slots {
-		base := p.Base + (h.Sum32()%p.Slots+i)%p.Slots*IDsPerInstance
-		if !used[base] {
-			return base, true
+		next := p.Base + (h.Sum32()%p.Slots+i)%p.Slots*IDsPerInstance
+		switch {
+		case used[next]:
+		case !taken[next]:
+			return next, true
+		case !ok:
+			base, ok = next, true
 		}
 	}
-	return 0, false
+	return base, ok
 }

@@ -2,7 +2,12 @@
 
 package host
 
-import "testing"
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 func TestIDPool(t *testing.T) {
 	for text, want := range map[string][2]uint32{
@@ -35,7 +40,7 @@ func TestRangesOfIDs(t *testing.T) {
 	pool := IDs{Base: 1000, Slots: 3}
 	used := map[uint32]bool{}
 	for range 3 {
-		base, ok := pool.Pick("w", used)
+		base, ok := pool.Pick("w", used, nil)
 		if !ok || used[base] {
 			t.Errorf("picked %d, %v of %v", base, ok, used)
 		}
@@ -46,7 +51,7 @@ func TestRangesOfIDs(t *testing.T) {
 			}
 		}
 	}
-	if base, ok := pool.Pick("w", used); ok {
+	if base, ok := pool.Pick("w", used, nil); ok {
 		t.Errorf("picked %d of none", base)
 	}
 	for _, id := range []uint32{0, 999, 1000 + 3*IDsPerInstance} {
@@ -57,5 +62,37 @@ func TestRangesOfIDs(t *testing.T) {
 	// The machine's own, whoever this is.
 	if pool, _ := RootIDs(); pool.Base == 0 || pool.Slots == 0 {
 		t.Errorf("root has %+v", pool)
+	}
+}
+
+// Providers of one agent, of whichever kind and server, keep out of each other's
+// ranges for as long as there are others.
+func TestPickLeavesOthersRanges(t *testing.T) {
+	agent := t.TempDir()
+	for _, dir := range []string{"native/s1/volumes/w1/state", "lxc/s2/volumes/w2/state"} {
+		if err := os.MkdirAll(filepath.Join(agent, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := uint32(os.Getuid())
+	pool := IDs{Base: own, Slots: 3}
+	for dir, want := range map[string]int{"lxc/s1": 1, "native/s2": 1, "lxc/s1/deeper": 0} {
+		if taken := pool.Taken(Volumes(filepath.Join(agent, dir))); len(taken) != want || want > 0 && !taken[own] {
+			t.Errorf("seen from %s: %v", dir, taken)
+		}
+	}
+	if taken := pool.Taken("["); len(taken) != 0 {
+		t.Errorf("by no pattern: %v", taken)
+	}
+	used, taken := map[uint32]bool{}, map[uint32]bool{own: true}
+	for range pool.Slots {
+		base, ok := pool.Pick("key", used, taken)
+		if !ok || used[base] || taken[base] && len(used) < 2 {
+			t.Errorf("picked %d, %t of %v", base, ok, used)
+		}
+		used[base] = true
+	}
+	if base, ok := pool.Pick("key", used, maps.Clone(taken)); ok {
+		t.Errorf("picked %d a second time", base)
 	}
 }

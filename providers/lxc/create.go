@@ -313,7 +313,7 @@ func (p *Provider) freeIDs(ws string) (uint32, error) {
 			used[v.IDBase] = true
 		}
 	}
-	base, ok := p.machine.ids.Pick(Name+"/"+p.server+"/"+ws, used)
+	base, ok := p.machine.ids.Pick(Name+"/"+p.server+"/"+ws, used, p.machine.ids.Taken(host.Volumes(p.dir)))
 	if !ok {
 		return 0, &providers.Error{
 			Kind:    providers.ErrExhausted,

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -310,9 +309,7 @@ func (p *Provider) idsOf(path, ws string) (uint32, error) {
 	return st.Uid - (st.Uid-m.idBase)%idsPerInstance, nil
 }
 
-// freeIDs picks a range that no other volume has. It starts where the
-// workspace's id hashes to, so that providers of other servers, whose folders
-// are not looked at, hardly ever pick the same. The caller holds the lock.
+// freeIDs picks a range that no other volume has. The caller holds the lock.
 func (p *Provider) freeIDs(ws string) (uint32, error) {
 	entries, err := os.ReadDir(filepath.Join(p.dir, "volumes"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -324,14 +321,9 @@ func (p *Provider) freeIDs(ws string) (uint32, error) {
 			used[v.IDBase] = true
 		}
 	}
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(p.server + "/" + ws)) // never fails
-	first := h.Sum32() % p.machine.idSlots
-	for i := range p.machine.idSlots {
-		base := p.machine.idBase + (first+i)%p.machine.idSlots*idsPerInstance
-		if !used[base] {
-			return base, nil
-		}
+	ids := host.IDs{Base: p.machine.idBase, Slots: p.machine.idSlots}
+	if base, ok := ids.Pick(p.server+"/"+ws, used, ids.Taken(host.Volumes(p.dir))); ok {
+		return base, nil
 	}
 	return 0, &providers.Error{
 		Kind:    providers.ErrExhausted,

@@ -40,8 +40,8 @@ func (f Fence) Raise(ctx context.Context) error {
 // Lower takes it down. One that does not stand is success.
 func (f Fence) Lower(ctx context.Context) error {
 	err := restore(ctx, f.Program, "-D", f.rules())
-	if err != nil && restore(ctx, f.Program, "-C", f.rules()) != nil {
-		return nil // the machine was restarted, or its firewall was
+	if err == nil || restore(ctx, f.Program, "-C", f.rules()) != nil { // gone already with a restart of the firewall
+		return ctx.Err()
 	}
 	return err
 }

@@ -77,7 +77,7 @@ func TestDiskThatNamesAnotherFile(t *testing.T) {
 func TestMachineThatWasResizedAndIsFenced(t *testing.T) {
 	p := realProvider(t, nil)
 	ctx := t.Context()
-	private, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // closed at the end
+	private, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
