@@ -126,6 +126,9 @@ func (p *Provider) Snapshot(ctx context.Context, ws, name string) (providers.Sna
 		})
 	}
 	if err == nil {
+		err = tree.Flush(dir) // it is there when its file is, whatever happens to the machine
+	}
+	if err == nil {
 		err = host.Write(filepath.Join(dir, keptFile), k)
 	}
 	if err != nil {
@@ -199,6 +202,9 @@ func (p *Provider) restore(ctx context.Context, ws, name string, r record, k kep
 			return err
 		}
 	}
+	if err := tree.Flush(p.instanceDir(ws)); err != nil {
+		return err
+	}
 	last, err := p.run(ws)
 	if err != nil {
 		return err
@@ -213,10 +219,7 @@ func (p *Provider) restore(ctx context.Context, ws, name string, r record, k kep
 		return err
 	}
 	for _, part := range parts {
-		if err := p.trash.Discard(to[part]); err != nil {
-			return err
-		}
-		if err := os.Rename(fresh(part), to[part]); err != nil {
+		if err := p.trash.Replace(fresh(part), to[part]); err != nil {
 			return err
 		}
 	}
@@ -338,10 +341,7 @@ func (p *Provider) makeFork(ctx context.Context, origin, ws string, r record) er
 				if _, err := tree.Copy(ctx, layers[part], fresh, shift(v)); err != nil {
 					return err
 				}
-				if err := p.trash.Discard(to[part]); err != nil {
-					return err
-				}
-				if err := os.Rename(fresh, to[part]); err != nil {
+				if err := p.trash.Replace(fresh, to[part]); err != nil {
 					return err
 				}
 			}

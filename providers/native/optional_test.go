@@ -448,7 +448,7 @@ func TestExchange(t *testing.T) {
 	if err := exchange(filepath.Join(dir, "."), b); err == nil {
 		t.Error("exchanged a folder with one in it")
 	}
-	if err := flush(filepath.Join(dir, "absent")); err == nil {
+	if err := tree.Flush(filepath.Join(dir, "absent")); err == nil {
 		t.Error("flushed nothing")
 	}
 }

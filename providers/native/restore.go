@@ -14,6 +14,7 @@ import (
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/tree"
 )
 
 // Restore copies the snapshot's trees beside the instance's, ends it, and
@@ -93,7 +94,7 @@ func (p *Provider) restore(ctx context.Context, ws, name string, r record, k kep
 			return err
 		}
 	}
-	if err := flush(fresh); err != nil {
+	if err := tree.Flush(fresh); err != nil {
 		return err
 	}
 	last, err := p.run(ws)

@@ -149,7 +149,7 @@ func (p *Provider) take(ctx context.Context, ws, name string, r record) (k kept,
 	if err := host.Write(filepath.Join(fresh, snapshotFile), k); err != nil {
 		return k, err
 	}
-	if err := flush(fresh); err != nil {
+	if err := tree.Flush(fresh); err != nil {
 		return k, err
 	}
 	return k, os.Rename(fresh, filepath.Join(dir, name))
@@ -180,16 +180,6 @@ func (p *Provider) copyTree(ctx context.Context, from, to string, fromBase, toBa
 		ids = &tree.IDs{From: fromBase, To: toBase, Count: idsPerInstance}
 	}
 	return tree.Copy(ctx, from, to, ids)
-}
-
-// flush has the file system of a folder write down what it holds, so that a loss
-// of power does not leave half of what is there by its name.
-func flush(dir string) error {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(fd), unix.Close(fd))
 }
 
 // Snapshots lists what is kept of a workspace.

@@ -13,7 +13,7 @@ import (
 // cloud-init takes it from the seed and starts it, so that an instance that was
 // made anew, or a node with a newer guest, needs nothing else.
 const userData = `#cloud-config
-hostname: %[1]s
+hostname: "%[1]s"
 preserve_hostname: false
 bootcmd:
   - [mkdir, -p, /run/vendetta-seed, /.vendetta/bin]
@@ -70,7 +70,7 @@ func (p *Provider) writeCloudSeed(ws string, r record) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	return writeFAT(f, []fatFile{
 		// The id stays for an instance's life; a new one is a new machine to cloud-init.
-		{"meta-data", fmt.Appendf(nil, "instance-id: vendetta-%s\nlocal-hostname: %s\n", ws, r.Name)},
+		{"meta-data", fmt.Appendf(nil, "instance-id: vendetta-%s\nlocal-hostname: %q\n", ws, r.Name)},
 		{"user-data", fmt.Appendf(nil, userData, r.Name)},
 		{"network-config", []byte(networkConfig)},
 		{"vendetta-guest.service", fmt.Appendf(nil, unit, r.Resources.PIDs)},

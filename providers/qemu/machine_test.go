@@ -226,7 +226,7 @@ func TestCloudSeed(t *testing.T) {
 		t.Errorf("the guest has %d bytes, want %d", len(files["vendetta-guest"]), len(big))
 	}
 	for name, want := range map[string]string{
-		"meta-data": "local-hostname: box\n", "user-data": "#cloud-config\nhostname: box\n", "network-config": "dhcp4: true", "vendetta-guest.service": "TasksMax=77\n",
+		"meta-data": "local-hostname: \"box\"\n", "user-data": "#cloud-config\nhostname: \"box\"\n", "network-config": "dhcp4: true", "vendetta-guest.service": "TasksMax=77\n",
 	} {
 		if !strings.Contains(string(files[name]), want) {
 			t.Errorf("%s: %q", name, files[name])

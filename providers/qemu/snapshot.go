@@ -15,6 +15,7 @@ import (
 
 	"github.com/vendetta-dev/vendetta/providers"
 	"github.com/vendetta-dev/vendetta/providers/host"
+	"github.com/vendetta-dev/vendetta/providers/tree"
 )
 
 var _ providers.Snapshotter = (*Provider)(nil)
@@ -92,6 +93,9 @@ func (p *Provider) Snapshot(ctx context.Context, ws, name string) (providers.Sna
 	}
 	if err == nil {
 		err = ctx.Err()
+	}
+	if err == nil {
+		err = tree.Flush(dir) // it is whole by its name, whatever happens to the machine
 	}
 	if err == nil {
 		err = os.Rename(dir, p.snapshotDir(ws, name))
