@@ -211,6 +211,9 @@ func (p *Provider) Destroy(ctx context.Context, ws string, removeVolume bool) er
 	if v, err := p.volume(ws); err == nil && v.Server != p.server {
 		return nil
 	}
+	if err := p.releaseSnapshots(ws); err != nil {
+		return failed("destroy", ws, err)
+	}
 	return failed("destroy", ws, discard(p.volumeDir(ws)))
 }
 

@@ -303,6 +303,21 @@ func (p *Provider) RemoveSnapshot(_ context.Context, ws, name string) error {
 	return failed("remove a snapshot of", ws, err)
 }
 
+// releaseSnapshots lets go of the images of all that are kept of a workspace, which
+// are about to be removed.
+func (p *Provider) releaseSnapshots(ws string) error {
+	entries, err := os.ReadDir(p.snapshotsDir(ws))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		if snapshotName.MatchString(e.Name()) {
+			err = errors.Join(err, p.opts.Images.Release(p.snapshotHolder(ws, e.Name())))
+		}
+	}
+	return err
+}
+
 // Restore puts copies of a snapshot's disks in place of the machine's, and has one
 // with memory go on from it.
 func (p *Provider) Restore(ctx context.Context, ws, name string) error {
