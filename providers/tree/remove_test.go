@@ -130,3 +130,50 @@ func TestTrashOnAFullDisk(t *testing.T) {
 		t.Error(left, err)
 	}
 }
+
+// A tree in which something is mounted stays, and the call says so; the rest of it
+// goes, and all of it when that is gone.
+func TestRemoveMeetsAMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // who cannot mount
+	}
+	for what, file := range map[string]bool{"a folder": false, "a file": true} {
+		top := filepath.Join(t.TempDir(), "top")
+		at := filepath.Join(top, "a", "b")
+		must(t, os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(filepath.Join(top, "c"), nil, 0o644))
+		from := t.TempDir()
+		if file {
+			from = filepath.Join(from, "from")
+			must(t, os.WriteFile(from, []byte("kept"), 0o644), os.WriteFile(at, nil, 0o644))
+		} else {
+			must(t, os.Mkdir(at, 0o755))
+		}
+		must(t, unix.Mount(from, at, "", unix.MS_BIND, ""))
+		err := Remove(t.Context(), top)
+		must(t, unix.Unmount(at, 0))
+		if !errors.Is(err, unix.EBUSY) {
+			t.Errorf("removed %s that is mounted: %v", what, err)
+		}
+		if _, err := os.Stat(filepath.Join(top, "c")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("what lies beside %s stays: %v", what, err)
+		}
+		if _, err := os.Stat(from); err != nil {
+			t.Error(err)
+		}
+		must(t, Remove(t.Context(), top))
+	}
+}
+
+func TestRemoveEndsWithItsContext(t *testing.T) {
+	top := filepath.Join(t.TempDir(), "top")
+	must(t, os.MkdirAll(filepath.Join(top, "a"), 0o755))
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := Remove(ended, top); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	must(t, os.WriteFile(filepath.Join(top, "file"), nil, 0o644))
+	if err := Remove(t.Context(), filepath.Join(top, "file", "x")); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("below a file: %v", err)
+	}
+}
