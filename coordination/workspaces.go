@@ -53,6 +53,10 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *vendettav1.CreateWork
 	if err := checkSpec(req.GetSpec()); err != nil {
 		return nil, err
 	}
+	if req.GetSpec().GetPrivileged() && !PrincipalFrom(ctx).May(vendettav1.Scope_SCOPE_ADMIN) {
+		return nil, api.Errorf(api.PermissionDenied, "create workspace %s: who makes a privileged workspace is root on its node, which needs the scope admin", req.GetName()).
+			WithNext("leave --privileged out, or have somebody with that scope create it")
+	}
 	if err := s.awaitRun(ctx); err != nil {
 		return nil, err
 	}

@@ -149,6 +149,19 @@ func TestCreateRefusesBadSpecs(t *testing.T) {
 	})
 }
 
+func TestPrivilegedNeedsAdmin(t *testing.T) {
+	inWorld(t, []string{""}, func(ctx context.Context, w *world) {
+		w.addLocal(ctx)
+		request := &vendettav1.CreateWorkspaceRequest{Name: "x", Spec: &vendettav1.WorkspaceSpec{Provider: "lxc", Privileged: true}}
+		operator := WithPrincipal(ctx, Principal{Name: "op", Scope: vendettav1.Scope_SCOPE_OPERATE})
+		_, err := w.server.CreateWorkspace(operator, request)
+		wantError(t, err, api.PermissionDenied, "admin")
+		// The node of this test has no lxc, which is all that stands in an admin's way.
+		_, err = w.server.CreateWorkspace(ctx, request)
+		wantError(t, err, api.FailedPrecondition, "lxc")
+	})
+}
+
 func TestCreateIsIdempotent(t *testing.T) {
 	inWorld(t, []string{""}, func(ctx context.Context, w *world) {
 		_, err := w.server.CreateWorkspace(ctx, &vendettav1.CreateWorkspaceRequest{Name: "x"})

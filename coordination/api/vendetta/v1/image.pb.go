@@ -510,7 +510,7 @@ const file_vendetta_v1_image_proto_rawDesc = "" +
 	"\n" +
 	"ListImages\x12\x1e.vendetta.v1.ListImagesRequest\x1a\x1f.vendetta.v1.ListImagesResponse\"\x04\x88\xb5\x18\x01\x12a\n" +
 	"\tPullImage\x12\x1d.vendetta.v1.PullImageRequest\x1a\x1e.vendetta.v1.PullImageResponse\"\x13\x88\xb5\x18\x02\x92\xb5\x18\x04node\x92\xb5\x18\x03ref0\x01\x12]\n" +
-	"\vImportImage\x12\x1f.vendetta.v1.ImportImageRequest\x1a\x12.vendetta.v1.Image\"\x17\x88\xb5\x18\x02\x92\xb5\x18\x04node\x92\xb5\x18\x03ref\x98\xb5\x18\x01(\x01\x12^\n" +
+	"\vImportImage\x12\x1f.vendetta.v1.ImportImageRequest\x1a\x12.vendetta.v1.Image\"\x17\x88\xb5\x18\x03\x92\xb5\x18\x04node\x92\xb5\x18\x03ref\x98\xb5\x18\x01(\x01\x12^\n" +
 	"\vPruneImages\x12\x1f.vendetta.v1.PruneImagesRequest\x1a .vendetta.v1.PruneImagesResponse\"\f\x88\xb5\x18\x02\x92\xb5\x18\x04nodeB\xb4\x01\n" +
 	"\x0fcom.vendetta.v1B\n" +
 	"ImageProtoP\x01ZHgithub.com/vendetta-dev/vendetta/coordination/api/vendetta/v1;vendettav1\xa2\x02\x03VXX\xaa\x02\vVendetta.V1\xca\x02\vVendetta\\V1\xe2\x02\x17Vendetta\\V1\\GPBMetadata\xea\x02\fVendetta::V1b\x06proto3"

@@ -49,7 +49,8 @@ const (
 type ImageServiceClient interface {
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	PullImage(context.Context, *v1.PullImageRequest) (*connect.ServerStreamForClient[v1.PullImageResponse], error)
-	// ImportImage takes an OCI layout as a tar, or what docker save writes.
+	// ImportImage takes an OCI layout as a tar, or what docker save writes. All who
+	// use the node then get it under its name, so not everybody may.
 	ImportImage(context.Context) (*connect.ClientStreamForClientSimple[v1.ImportImageRequest, v1.Image], error)
 	// PruneImages removes what no workspace and no snapshot uses.
 	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
@@ -133,7 +134,8 @@ func (c *imageServiceClient) PruneImages(ctx context.Context, req *v1.PruneImage
 type ImageServiceHandler interface {
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	PullImage(context.Context, *v1.PullImageRequest, *connect.ServerStream[v1.PullImageResponse]) error
-	// ImportImage takes an OCI layout as a tar, or what docker save writes.
+	// ImportImage takes an OCI layout as a tar, or what docker save writes. All who
+	// use the node then get it under its name, so not everybody may.
 	ImportImage(context.Context, *connect.ClientStream[v1.ImportImageRequest]) (*v1.Image, error)
 	// PruneImages removes what no workspace and no snapshot uses.
 	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
