@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,6 +42,32 @@ func TestServerCannotBeReached(t *testing.T) {
 			code := run(context.Background(), a, append([]string{"--state-dir", t.TempDir()}, strings.Fields(line)...))
 			if code != want || out.String() != "vendetta: server: none runs\n  next: vendetta server start\n" {
 				t.Errorf("exit code %d, want %d; %q", code, want, out.String())
+			}
+		})
+	}
+}
+
+// A server that was killed may still take a connection and answer nothing on it.
+func TestStartWhileAnotherServerEnds(t *testing.T) {
+	s := newStage(t)
+	ending := func(context.Context) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		return ours, theirs.Close()
+	}
+	for name, dying := range map[string]int{"one": 2, "all": startTries} {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			a := newApp(strings.NewReader(""), &out, &out, func(name string) string { return s.env[name] })
+			connects := 0
+			a.connect = func(context.Context) (*client.Client, error) {
+				if connects++; connects <= dying {
+					return client.New(ending), nil
+				}
+				return client.New(s.server.Dial), nil
+			}
+			code := run(context.Background(), a, []string{"server", "start"})
+			if started := code == 0 && strings.Contains(out.String(), "running"); started != (dying < startTries) {
+				t.Errorf("exit code %d after %d connections: %s", code, connects, out.String())
 			}
 		})
 	}

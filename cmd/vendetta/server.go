@@ -35,11 +35,7 @@ socket that only you can open, and on nothing else.`,
 			if foreground {
 				return a.serve(cmd.Context())
 			}
-			c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			status, err := c.Server.ServerStatus(cmd.Context(), &vendettav1.ServerStatusRequest{Protocol: api.Protocol})
+			status, err := a.startedServer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -48,6 +44,32 @@ socket that only you can open, and on nothing else.`,
 	}
 	cmd.Flags().BoolVar(&foreground, "foreground", false, "stay in the foreground and log to stderr")
 	return cmd
+}
+
+// startTries bounds how many servers may end under a start.
+const startTries = 5
+
+// startedServer starts the server where none runs. One that was there a moment
+// ago and is ending, or was killed, is taken for none: asking it changes nothing.
+func (a *app) startedServer(ctx context.Context) (status *vendettav1.ServerStatusResponse, err error) {
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for range startTries {
+		var c *client.Client
+		if c, err = a.connect(ctx); err != nil {
+			return nil, err
+		}
+		status, err = c.Server.ServerStatus(ctx, &vendettav1.ServerStatusRequest{Protocol: api.Protocol})
+		if api.CodeOf(err) != api.Unavailable {
+			return status, err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+	return nil, err
 }
 
 func newServerStatus(a *app) *cobra.Command {
