@@ -361,7 +361,7 @@ func TestRun(t *testing.T) {
 		_, err := tr.Run(t.Context(), "echo x >>"+ssh.Quote(marks)+"; exec sleep 100", nil)
 		started <- err
 	}()
-	eventually(t, "the command runs", func() bool { _, err := os.Stat(marks); return err == nil })
+	eventually(t, "the command runs", func() bool { mark, _ := os.ReadFile(marks); return string(mark) == "x\n" })
 	n.Disconnect()
 	if err := <-started; err == nil || errors.As(err, &exit) && exit.Status == 0 {
 		t.Errorf("run over a lost connection = %v", err)
