@@ -32,7 +32,7 @@ func createTool() *tool {
 			{name: "clean", kind: boolean, description: "With from: leave out uncommitted and untracked files."},
 			{name: "image", kind: text, description: "Image to start from, e.g. debian:12."},
 			{name: "node", kind: text, description: "Node to use; node_list shows them."},
-			{name: "provider", kind: text, description: "docker, lxc or native."},
+			{name: "provider", kind: text, description: "docker, lxc, native or qemu."},
 			{name: "network", kind: text, enum: []string{"private", "none", "host"}, description: "private (the default) reaches out; none is loopback only; host is the node's own, native only."},
 			{name: "cpus", kind: integer, least: 1, most: 1024, description: "Processors at most."},
 			{name: "memory_mb", kind: integer, least: 16, most: 1 << 24, description: "Memory at most, in MiB."},
