@@ -102,6 +102,13 @@ if [ -z "${VENDETTA_TEST_PROVIDERS+set}" ]; then
   fi
 fi
 export VENDETTA_TEST_PROVIDERS
+# The kernel of virtual machines is fetched by the tests, which look it up first.
+case ",$VENDETTA_TEST_PROVIDERS," in *,qemu,*)
+  if [ "$may_install" = yes ] && ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
+    "${sudo[@]}" apt-get update -qq
+  fi
+  ;;
+esac
 say "providers under test: ${VENDETTA_TEST_PROVIDERS:-none}"
 
 race=(-race)
