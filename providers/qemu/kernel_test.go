@@ -211,7 +211,8 @@ func TestProbeNamesWhatIsMissing(t *testing.T) {
 func TestElfIsNeeded(t *testing.T) {
 	// A program is ELF and no module.
 	if _, err := elf.Open("/bin/busybox"); err != nil {
-		t.Skip("busybox is not installed")
+		testbed.Wants(t, Name)
+		t.Fatalf("%v (sudo apt-get install busybox-static)", err)
 	}
 	if _, err := readModule(t.Context(), "/bin/busybox"); err == nil || !strings.Contains(err.Error(), "depends on") {
 		t.Error(err)
