@@ -216,7 +216,7 @@ func (s *Server) ForkWorkspace(ctx context.Context, req *vendettav1.ForkWorkspac
 			return resp, err
 		}
 		return nil, api.Errorf(api.AlreadyExists, "fork workspace %s: workspace %s exists", req.GetName(), req.GetFork()).
-			WithNext("use another name, or vendetta workspace rm %s first", req.GetFork())
+			WithNext("use another name")
 	}
 	if err != nil {
 		return nil, s.storeError(ctx, "fork workspace", err)
